@@ -1,0 +1,1 @@
+//! Invariants over records, used by `perennial doctor` and by tests.

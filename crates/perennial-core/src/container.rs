@@ -1,0 +1,1 @@
+//! One container: its record and its state machine.

@@ -1,0 +1,1 @@
+//! The bytes of records that outlive a process.

@@ -1,0 +1,1 @@
+//! Layers of a store, and when to fold or merge them.

@@ -1,0 +1,27 @@
+//! Every decision of Perennial, and no effect.
+//!
+//! This crate has no clock, no randomness, no files and no hash maps: facts and `now` go in, values come out.
+//! The other crates carry the values out.
+//!
+//! - [`id`], [`time`]: newtypes for names, digests, sequence numbers and instants.
+//! - [`spec`]: what a container should run as; [`image`]: what an image says; [`process`]: the two combined.
+//! - [`container`]: one container's record and its state machine (created → starting → running → exiting → dormant).
+//! - [`generations`]: the generation queue: append, evict, choose, roll back, protect.
+//! - [`layers`]: layers of a store and the decisions when to fold or merge them.
+//! - [`tree`]: how entries of stacked layers combine (whiteouts, opaque directories).
+//! - [`format`]: the bytes of records that outlive a process.
+//! - [`check`]: invariants over all of the above.
+#![no_std]
+extern crate alloc;
+
+pub mod check;
+pub mod container;
+pub mod format;
+pub mod generations;
+pub mod id;
+pub mod image;
+pub mod layers;
+pub mod process;
+pub mod spec;
+pub mod time;
+pub mod tree;

@@ -1,0 +1,1 @@
+//! OCI images: import, apply, pull.

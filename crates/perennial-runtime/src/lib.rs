@@ -1,0 +1,1 @@
+//! One container on the kernel.

@@ -1,0 +1,1 @@
+//! Fixtures and comparisons for tests.
