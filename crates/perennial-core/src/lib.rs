@@ -9,6 +9,7 @@
 //! - [`generations`]: the generation queue: append, evict, choose, roll back, protect.
 //! - [`layers`]: layers of a store and the decisions when to fold or merge them.
 //! - [`tree`]: how entries of stacked layers combine (whiteouts, opaque directories).
+//! - [`event`]: the log of who did what.
 //! - [`format`]: the bytes of records that outlive a process.
 //! - [`check`]: invariants over all of the above.
 #![no_std]
@@ -16,6 +17,7 @@ extern crate alloc;
 
 pub mod check;
 pub mod container;
+pub mod event;
 pub mod format;
 pub mod generations;
 pub mod id;
