@@ -1,1 +1,24 @@
-//! Layers on disk and the record store.
+//! Layers on disk and the records about them.
+//!
+//! ```text
+//! <root>/            0700
+//!   format.json      what this directory is, and which release may touch it
+//!   records.db       containers, images, layers, events (SQLite, durable at each commit)
+//!   layers/<id>/     tree/ (an overlay upper that is never written again) and layer.json
+//!   runs/<id>/       upper, work, merged and bundle of one run
+//!   locks/           files to lock; their content means nothing
+//!   staging/         layers that are being made
+//!   trash/           renamed here first, unlinked later
+//! ```
+//!
+//! - [`root`]: the directory itself, its locks, and files that appear whole.
+//! - [`records`]: the record store behind one small trait.
+//! - [`layer`]: layer directories: publish, describe, discard.
+//! - [`tree`]: trees of files, as overlayfs writes them: walk, measure, materialise, fold, compare.
+//!
+//! What this crate does not know: containers' lives (that is `perennial-core`) and mounting (`perennial-runtime`).
+
+pub mod atomic;
+pub mod layer;
+pub mod records;
+pub mod root;

@@ -1,0 +1,163 @@
+//! Layer directories: each describes itself, appears whole, and leaves through the trash.
+
+use crate::atomic;
+use crate::root::Root;
+use perennial_core::format::{self, DecodeError, Format};
+use perennial_core::id::{ContainerId, Digest, LayerId, RunId};
+use perennial_core::time::Time;
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+/// Body of `layer.json`: enough to know, without any record, what a layer is and whose it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFile {
+    /// The layer.
+    pub id: LayerId,
+    /// When it was made.
+    pub created_at: Time,
+    /// Where it comes from.
+    pub origin: LayerOrigin,
+    /// Bytes on disk when it was made.
+    pub bytes: u64,
+    /// Entries when it was made.
+    pub entries: u64,
+}
+
+/// Where a layer comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum LayerOrigin {
+    /// A layer of an image.
+    Image {
+        /// Digest of its uncompressed content.
+        diff_id: Digest,
+    },
+    /// What one run of a container changed.
+    Run {
+        /// The container.
+        container: ContainerId,
+        /// Its name at that time.
+        name: String,
+        /// The run.
+        run: RunId,
+        /// Layers below it at that time, newest first.
+        below: Vec<LayerId>,
+        /// The image below them.
+        image: Digest,
+        /// When the run ended.
+        exited_at: Time,
+    },
+    /// Several layers in one.
+    Merged {
+        /// Those layers, newest first.
+        of: Vec<LayerId>,
+    },
+}
+
+/// Why a layer directory could not be published, read or discarded.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// A system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// `layer.json` is damaged or of a newer release.
+    #[error("{}", path.display())]
+    Format {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+}
+
+impl LayerError {
+    fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_path_buf(), source }
+    }
+}
+
+/// Makes the directory of a layer with its `layer.json`, durable, still without its tree. Repeating it is no error.
+///
+/// # Errors
+/// [`LayerError::Io`].
+pub fn prepare(root: &Root, file: &LayerFile) -> Result<(), LayerError> {
+    let path = root.layer_dir(&file.id);
+    match std::fs::create_dir(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(LayerError::io("create", &path, error)),
+    }
+    let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
+    atomic::write(directory.as_fd(), "layer.json", &format::encode(Format::Layer, file))
+        .map_err(|error| LayerError::io("write layer.json in", &path, error))
+}
+
+/// Renames `tree` into its prepared layer directory and makes the names durable on both sides. Where the tree is
+/// there already and `tree` is not, the same call was made before and nothing is done.
+///
+/// # Errors
+/// [`LayerError::Io`]; the tree is then where it was.
+pub fn adopt_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), LayerError> {
+    let target = root.layer_tree(layer);
+    if tree.symlink_metadata().is_ok() {
+        std::fs::rename(tree, &target).map_err(|error| LayerError::io("move a tree to", &target, error))?;
+    } else if target.symlink_metadata().is_err() {
+        let error = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(LayerError::io("find", tree, error));
+    }
+    for directory in [Some(root.layer_dir(layer).as_path()), tree.parent(), Some(&root.path().join("layers"))] {
+        let Some(directory) = directory else { continue };
+        atomic::sync_directory(directory).map_err(|error| LayerError::io("sync", directory, error))?;
+    }
+    Ok(())
+}
+
+/// Reads a layer's `layer.json`.
+///
+/// # Errors
+/// [`LayerError`].
+pub fn describe(root: &Root, layer: &LayerId) -> Result<LayerFile, LayerError> {
+    let path = root.layer_dir(layer).join("layer.json");
+    let bytes = std::fs::read(&path).map_err(|error| LayerError::io("read", &path, error))?;
+    format::decode(Format::Layer, &bytes).map_err(|source| LayerError::Format { path, source })
+}
+
+/// Returns whether a layer has its tree on disk.
+#[must_use]
+pub fn has_tree(root: &Root, layer: &LayerId) -> bool {
+    root.layer_tree(layer).symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Moves a directory into the trash at once; its space is freed later. One that is not there is no error.
+///
+/// # Errors
+/// [`LayerError::Io`].
+pub fn discard(root: &Root, path: &Path, unique: &str) -> Result<(), LayerError> {
+    let target = root.trash_dir().join(unique);
+    match std::fs::rename(path, &target) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(LayerError::io("move to the trash", path, error)),
+    }
+}
+
+/// Returns the ids of the layer directories there are.
+///
+/// # Errors
+/// [`LayerError::Io`].
+pub fn list(root: &Root) -> Result<Vec<LayerId>, LayerError> {
+    let path = root.path().join("layers");
+    let entries = std::fs::read_dir(&path).map_err(|error| LayerError::io("read", &path, error))?;
+    let mut layers: Vec<LayerId> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect();
+    layers.sort();
+    Ok(layers)
+}

@@ -1,0 +1,66 @@
+//! Names of records.
+
+use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId};
+
+/// Prefix of the records of containers.
+pub const CONTAINERS: &str = "container/";
+/// Prefix of the records that map a container's name to its id.
+pub const NAMES: &str = "name/";
+/// Prefix of the records of layers.
+pub const LAYERS: &str = "layer/";
+/// Prefix of the records of images.
+pub const IMAGES: &str = "image/";
+/// Prefix of the records that map an image's name to its digest.
+pub const TAGS: &str = "tag/";
+/// Prefix of the records that map the digest of an image layer's content to the layer.
+pub const DIFFS: &str = "diff/";
+/// Prefix of the records of read-only views.
+pub const VIEWS: &str = "view/";
+
+/// Returns the key of a container.
+#[must_use]
+pub fn container(id: &ContainerId) -> String {
+    format!("{CONTAINERS}{id}")
+}
+
+/// Returns the key of a container's name.
+#[must_use]
+pub fn name(name: &ContainerName) -> String {
+    format!("{NAMES}{name}")
+}
+
+/// Returns the key of a layer.
+#[must_use]
+pub fn layer(id: &LayerId) -> String {
+    format!("{LAYERS}{id}")
+}
+
+/// Returns the key of an image.
+#[must_use]
+pub fn image(digest: &Digest) -> String {
+    format!("{IMAGES}{digest}")
+}
+
+/// Returns the key of an image's name.
+#[must_use]
+pub fn tag(name: &str) -> String {
+    format!("{TAGS}{name}")
+}
+
+/// Returns the key of an image layer's content.
+#[must_use]
+pub fn diff(diff_id: &Digest) -> String {
+    format!("{DIFFS}{diff_id}")
+}
+
+/// Returns the prefix of a container's event log.
+#[must_use]
+pub fn events(id: &ContainerId) -> String {
+    format!("event/{id}/")
+}
+
+/// Returns the key of an entry of a container's event log.
+#[must_use]
+pub fn event(id: &ContainerId, number: u64) -> String {
+    format!("event/{id}/{number:012}")
+}
