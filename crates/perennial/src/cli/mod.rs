@@ -1,0 +1,5 @@
+//! How commands are typed and how their results are shown.
+
+pub mod args;
+pub mod output;
+pub mod table;

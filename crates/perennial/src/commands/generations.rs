@@ -1,0 +1,137 @@
+//! `generations`, `pin`, `unpin`, `mark`.
+
+use super::{Context, reference};
+use crate::cli::args::{GenerationArg, HealthArg, MarkArgs, NameArg};
+use crate::cli::output::{self, Style};
+use crate::cli::table;
+use crate::engine::Engine;
+use crate::engine::history::Pinned;
+use crate::failure::Result;
+use perennial_core::container::Container;
+use perennial_core::generations::{Generation, Health};
+use serde_json::{Value, json};
+
+/// Lists a container's generations.
+///
+/// # Errors
+/// Where the container is unknown.
+pub fn list(context: &Context, args: &NameArg) -> Result<()> {
+    let name = Engine::parse_name(&args.name)?;
+    let doc = context.engine.seen(&name)?;
+    match context.style {
+        Style::Json => output::json(&as_json(&doc.value)),
+        Style::Text => output::text(&as_table(context, &doc.value)),
+    }
+    Ok(())
+}
+
+/// Returns a health as users write it.
+pub fn health_name(health: Health) -> &'static str {
+    match health {
+        Health::Good => "good",
+        Health::Unknown => "unknown",
+        Health::Suspect => "suspect",
+        Health::Damaged => "damaged",
+    }
+}
+
+fn as_json(container: &Container) -> Value {
+    let queue = container.queue.as_ref();
+    let generations: Vec<Value> =
+        queue.iter().flat_map(|queue| &queue.generations).map(generation_json).collect();
+    json!({
+        "container": container.name.as_str(),
+        "current": queue.and_then(|queue| queue.current),
+        "capacity": container.policy.keep,
+        "keep_bytes": container.policy.keep_bytes,
+        "generations": generations,
+    })
+}
+
+/// Returns a generation as JSON, as `generations --json` shows it.
+pub fn generation_json(generation: &Generation) -> Value {
+    json!({
+        "seq": generation.seq,
+        "exited_at": generation.exited_at,
+        "kind": generation.kind,
+        "health": health_name(generation.health),
+        "exit_code": generation.exit_code,
+        "pinned": generation.pinned,
+        "quarantined": generation.quarantined,
+        "bytes": generation.bytes,
+        "entries": generation.entries,
+        "parent": generation.parent,
+        "image": generation.image,
+        "layers": generation.layers,
+        "mount_options": generation.mount_options,
+        "note": generation.note,
+        "by": generation.by,
+    })
+}
+
+fn as_table(context: &Context, container: &Container) -> String {
+    let Some(queue) = container.queue.as_ref().filter(|queue| !queue.generations.is_empty()) else {
+        return format!("{} has no generation yet: it has not exited once\n", container.name);
+    };
+    let now = context.engine.now();
+    let heading = ["", "SEQ", "EXITED", "AGE", "KIND", "CODE", "HEALTH", "CHANGED", "FROM", "NOTE"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for generation in queue.generations.iter().rev() {
+        let mut remarks = Vec::new();
+        if generation.pinned {
+            remarks.push("pinned".to_owned());
+        }
+        if generation.quarantined {
+            remarks.push("quarantined".to_owned());
+        }
+        remarks.extend(generation.note.clone());
+        rows.push(vec![
+            if queue.current == Some(generation.seq) { "*" } else { "" }.to_owned(),
+            generation.seq.to_string(),
+            table::instant(generation.exited_at),
+            table::age(generation.exited_at, now),
+            format!("{:?}", generation.kind).to_lowercase(),
+            generation.exit_code.map_or_else(|| "-".to_owned(), |code| code.to_string()),
+            health_name(generation.health).to_owned(),
+            table::bytes(generation.bytes),
+            generation.parent.map_or_else(|| "-".to_owned(), |parent| parent.to_string()),
+            remarks.join("; "),
+        ]);
+    }
+    let count = queue.generations.len();
+    format!("{}{count} of {} kept; * is where the next start begins\n", table::render(&rows), container.policy.keep)
+}
+
+/// Protects a generation against eviction, or ends that.
+///
+/// # Errors
+/// Where container or generation are unknown.
+pub fn pin(context: &Context, args: &GenerationArg, pinned: Pinned) -> Result<()> {
+    let (name, selector) = reference::parse_generation(&args.generation)?;
+    let seq = context.engine.pin(&name, &selector, pinned)?;
+    let is_pinned = pinned == Pinned::Yes;
+    match context.style {
+        Style::Json => output::json(&json!({"container": name, "seq": seq, "pinned": is_pinned})),
+        Style::Text => output::line(format!("{name}@{seq} is {}", if is_pinned { "pinned" } else { "no longer pinned" })),
+    }
+    Ok(())
+}
+
+/// Marks a generation's health.
+///
+/// # Errors
+/// Where container or generation are unknown.
+pub fn mark(context: &Context, args: &MarkArgs) -> Result<()> {
+    let (name, selector) = reference::parse_generation(&args.generation)?;
+    let health = match args.health {
+        HealthArg::Good => Health::Good,
+        HealthArg::Unknown => Health::Unknown,
+        HealthArg::Suspect => Health::Suspect,
+    };
+    let seq = context.engine.mark(&name, &selector, health)?;
+    match context.style {
+        Style::Json => output::json(&json!({"container": name, "seq": seq, "health": health_name(health)})),
+        Style::Text => output::line(format!("{name}@{seq} is marked {}", health_name(health))),
+    }
+    Ok(())
+}

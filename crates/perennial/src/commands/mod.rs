@@ -1,0 +1,105 @@
+//! One function for each command: parse what was typed, call the engine, show the result.
+
+mod container;
+mod doctor;
+mod generations;
+mod image;
+mod reference;
+mod rollback;
+mod run;
+mod settings;
+mod store;
+mod views;
+
+use crate::cli::args::{Cli, Command, ImageCommand};
+use crate::cli::output::Style;
+use crate::engine::Engine;
+use crate::failure::{Code, Failure, Result};
+use clap::CommandFactory as _;
+use std::process::ExitCode;
+
+/// What every command gets.
+#[derive(Debug)]
+pub struct Context {
+    /// The open root.
+    pub engine: Engine,
+    /// How results are shown.
+    pub style: Style,
+    /// Whether stages are timed.
+    pub timings: bool,
+}
+
+/// Carries out the command line; returns the exit code.
+///
+/// # Errors
+/// What went wrong, with a hint and the exit code.
+pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let style = if cli.json { Style::Json } else { Style::Text };
+    let command = match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "perennial", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Man { directory } => {
+            std::fs::create_dir_all(&directory)?;
+            clap_mangen::generate_to(Cli::command(), &directory)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        command => command,
+    };
+    require_root()?;
+    let engine = Engine::open(&cli.root)?;
+    let context = Context { engine, style, timings: cli.timings };
+    if let Command::Supervise(args) = command {
+        return run::supervise(context, args);
+    }
+    execute(&context, command)
+}
+
+fn execute(context: &Context, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Create(args) => container::create(context, args),
+        Command::Run(args) => return run::run(context, args),
+        Command::Start(args) => return run::start(context, args),
+        Command::Stop(args) => run::stop(context, &args),
+        Command::Exec(args) => return run::exec(context, args),
+        Command::Attach(args) => return run::attach(context, &args),
+        Command::Logs(args) => run::logs(context, &args),
+        Command::Ps(args) => container::ps(context, &args),
+        Command::Inspect(args) => container::inspect(context, &args),
+        Command::Rm(args) => container::rm(context, &args),
+        Command::Set(args) => container::set(context, &args),
+        Command::Generations(args) => generations::list(context, &args),
+        Command::Rollback(args) => rollback::rollback(context, &args),
+        Command::Pin(args) => generations::pin(context, &args, crate::engine::history::Pinned::Yes),
+        Command::Unpin(args) => generations::pin(context, &args, crate::engine::history::Pinned::No),
+        Command::Mark(args) => generations::mark(context, &args),
+        Command::Fork(args) => container::fork(context, &args),
+        Command::Rebase(args) => views::rebase(context, &args),
+        Command::Diff(args) => views::diff(context, &args),
+        Command::Browse(args) => views::browse(context, &args),
+        Command::Cp(args) => views::cp(context, &args),
+        Command::Events(args) => container::events(context, &args),
+        Command::Image(command) => match command {
+            ImageCommand::Import { source, name } => image::import(context, &source, &name),
+            ImageCommand::Pull(args) => image::pull(context, &args),
+            ImageCommand::Ls => image::list(context),
+            ImageCommand::Inspect { image } => image::inspect(context, &image),
+            ImageCommand::Rm { image } => image::remove(context, &image),
+        },
+        Command::Doctor => return doctor::doctor(context),
+        Command::Gc(args) => store::gc(context, &args),
+        Command::Df => store::df(context),
+        Command::Completions { .. } | Command::Man { .. } | Command::Supervise(_) => Ok(()),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// Overlayfs with `trusted.*` attributes, device nodes and foreign owners need root; say so before anything else.
+fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    Err(Failure::new(Code::Host, format!("perennial needs root, and runs as uid {uid}")).hint("use sudo"))
+}

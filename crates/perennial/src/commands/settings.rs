@@ -1,0 +1,137 @@
+//! Settings as typed, turned into a specification and a policy.
+
+use crate::cli::args::{SettingsArgs, TerminalArgs};
+use crate::failure::{Code, Failure, Result};
+use perennial_core::generations::Policy;
+use perennial_core::process::{self, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume};
+use perennial_core::spec::{ContainerSpec, HealthCheck, Limits};
+use std::fmt::Display;
+
+/// Makes an option's failure name the option.
+fn option<T, E: Display>(name: &str, result: std::result::Result<T, E>) -> Result<T> {
+    result.map_err(|error| Failure::new(Code::Usage, format!("--{name}: {error}")))
+}
+
+/// Turns settings into a specification, after checking everything that can be checked without the container.
+///
+/// # Errors
+/// Where an option is not valid; it is named.
+pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -> Result<ContainerSpec> {
+    let optional = |name: &str, text: &Option<String>, parse: fn(&str) -> std::result::Result<u64, process::ParseQuantityError>| {
+        text.as_deref().map(|text| option(name, parse(text))).transpose()
+    };
+    let volumes = args.volume.iter().map(|text| option("volume", parse_volume(text))).collect::<Result<Vec<_>>>()?;
+    option("cap-add", process::capabilities(&args.cap_add, &args.cap_drop))?;
+    if let Some(signal) = &args.stop_signal {
+        option("stop-signal", signal.parse::<process::Signal>())?;
+    }
+    if let Some(user) = &args.user {
+        option("user", user.parse::<process::UserSpec>())?;
+    }
+    for setting in &args.env {
+        if !setting.contains('=') || setting.starts_with('=') {
+            return Err(Failure::new(Code::Usage, format!("--env: {setting:?} is not NAME=VALUE")));
+        }
+    }
+    if let Some(workdir) = &args.workdir
+        && !workdir.starts_with('/')
+    {
+        return Err(Failure::new(Code::Usage, format!("--workdir: {workdir:?} is not absolute")));
+    }
+    Ok(ContainerSpec {
+        command,
+        entrypoint: args.entrypoint.clone().map(|program| vec![program]),
+        env: args.env.clone(),
+        user: args.user.clone(),
+        workdir: args.workdir.clone(),
+        volumes,
+        hostname: args.hostname.clone(),
+        limits: Limits {
+            memory_bytes: optional("memory", &args.memory, parse_memory_bytes)?,
+            cpus_milli: optional("cpus", &args.cpus, parse_cpus_milli)?,
+            pids: args.pids_limit,
+        },
+        network: args.network.map(Into::into).unwrap_or_default(),
+        cap_add: args.cap_add.clone(),
+        cap_drop: args.cap_drop.clone(),
+        init: args.init,
+        tty: terminal.tty,
+        interactive: terminal.interactive,
+        health: health(args)?,
+        runtime: args.runtime.clone(),
+        stop_signal: args.stop_signal.clone(),
+        stop_timeout_s: args.stop_timeout,
+    })
+}
+
+fn health(args: &SettingsArgs) -> Result<Option<HealthCheck>> {
+    let Some(command) = &args.health_cmd else { return Ok(None) };
+    Ok(Some(HealthCheck {
+        command: vec![command.clone()],
+        interval_s: option("health-interval", parse_duration_s(&args.health_interval))?.max(1),
+        timeout_s: option("health-timeout", parse_duration_s(&args.health_timeout))?.max(1),
+        retries: args.health_retries.max(1),
+        start_period_s: option("health-start-period", parse_duration_s(&args.health_start_period))?,
+    }))
+}
+
+/// Turns settings into a policy.
+///
+/// # Errors
+/// Where an option is not valid; it is named.
+pub fn policy(args: &SettingsArgs) -> Result<Policy> {
+    let mut policy = Policy::default();
+    change_policy(&mut policy, args.keep, args.keep_bytes.as_deref(), args.good_after.as_deref())?;
+    Ok(policy)
+}
+
+/// Changes a policy by what was typed.
+///
+/// # Errors
+/// Where an option is not valid; it is named.
+pub fn change_policy(
+    policy: &mut Policy,
+    keep: Option<u32>,
+    keep_bytes: Option<&str>,
+    good_after: Option<&str>,
+) -> Result<()> {
+    if let Some(keep) = keep {
+        policy.keep = keep;
+    }
+    match keep_bytes {
+        Some("none") => policy.keep_bytes = None,
+        Some(text) => policy.keep_bytes = Some(option("keep-bytes", parse_memory_bytes(text))?),
+        None => {}
+    }
+    if let Some(text) = good_after {
+        policy.good_after_s = option("good-after", parse_duration_s(text))?;
+    }
+    Ok(())
+}
+
+/// Returns the options that were given although the container exists already and keeps its own settings.
+pub fn given(args: &SettingsArgs) -> Vec<&'static str> {
+    let options = [
+        ("--env", !args.env.is_empty()),
+        ("--user", args.user.is_some()),
+        ("--workdir", args.workdir.is_some()),
+        ("--volume", !args.volume.is_empty()),
+        ("--hostname", args.hostname.is_some()),
+        ("--memory", args.memory.is_some()),
+        ("--cpus", args.cpus.is_some()),
+        ("--pids-limit", args.pids_limit.is_some()),
+        ("--network", args.network.is_some()),
+        ("--cap-add", !args.cap_add.is_empty()),
+        ("--cap-drop", !args.cap_drop.is_empty()),
+        ("--init", args.init),
+        ("--health-cmd", args.health_cmd.is_some()),
+        ("--keep", args.keep.is_some()),
+        ("--keep-bytes", args.keep_bytes.is_some()),
+        ("--good-after", args.good_after.is_some()),
+        ("--runtime", args.runtime.is_some()),
+        ("--entrypoint", args.entrypoint.is_some()),
+        ("--stop-signal", args.stop_signal.is_some()),
+        ("--stop-timeout", args.stop_timeout.is_some()),
+    ];
+    options.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
+}

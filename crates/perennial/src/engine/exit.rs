@@ -1,0 +1,240 @@
+//! From the end of the last process to a committed generation (rows A13 to A17, A27).
+//!
+//! ```text
+//! unmount ─▶ measure and strip the upper ─▶ layer.json ─▶ sync ─▶ rename into layers/ ─▶ one transaction ─▶ release
+//! ```
+//!
+//! Every step can be repeated; the transaction is the commit point. Until it the run's directory is kept, whatever
+//! happens; after it the directory is only garbage. The same function serves the supervisor that saw the end and the
+//! recovery that found what a dead one left.
+
+use super::Engine;
+use super::records::{Doc, Note};
+use crate::failure::{Code, Failure, Result};
+use perennial_core::container::{Container, Event, Exit, Phase, Run, StartMode};
+use perennial_core::format::{self, Format};
+use perennial_core::generations::{Appended, Frozen, commit_exit};
+use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_runtime::oci::OciRuntime;
+use perennial_runtime::{cgroup, mount, network};
+use perennial_store::layer::{self, LayerFile, LayerOrigin};
+use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
+use perennial_store::tree;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long one try to unmount lasts; what is left in the container's cgroup is killed before it (A17).
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of the file that is given back when the disk is full, so that this fact can still be recorded (A34).
+const RESERVE_BYTES: u64 = 2 * 1024 * 1024;
+
+impl Engine {
+    /// Records that a run has ended.
+    pub fn record_end(&self, doc: &mut Doc<Container>, run: &Run, exit: Exit) -> Result<()> {
+        doc.value = doc.value.clone().step(Event::Ended { run: run.id.clone(), exit })?;
+        self.save(doc, None).or_else(|error| self.with_reserve(error, || self.save(doc, None)))
+    }
+
+    /// Saves the layer of an ended run and commits its generation. The caller holds the container's lock.
+    ///
+    /// # Errors
+    /// Where a step fails; the run's directory is then still there, the queue is as before, and the condition
+    /// `ExitIncomplete` says why. Calling it again goes on from there.
+    pub fn finish_exit(&self, doc: &mut Doc<Container>) -> Result<Appended> {
+        match self.try_finish_exit(doc) {
+            Ok(appended) => Ok(appended),
+            Err(failure) => {
+                self.report_incomplete(doc, &failure);
+                Err(failure.code(Code::ExitIncomplete).hint(
+                    "nothing is lost: what the run changed is kept, and saving it is tried again by itself and by \
+                     every command on this container",
+                ))
+            }
+        }
+    }
+
+    fn try_finish_exit(&self, doc: &mut Doc<Container>) -> Result<Appended> {
+        let Phase::Exiting { run, exit } = doc.value.phase.clone() else {
+            let message = format!("container {} is {}, not exiting", doc.value.name, doc.value.phase.name());
+            return Err(Failure::new(Code::Conflict, message));
+        };
+        self.refill_reserve()?;
+        self.leave_union(&run)?;
+        let frozen = self.freeze(&doc.value, &run, &exit)?;
+        self.commit(doc, &run, frozen)
+    }
+
+    /// Ends what is left of the container's processes and unmounts its root.
+    pub fn leave_union(&self, run: &Run) -> Result<()> {
+        cgroup::kill(&cgroup_of(run), UNMOUNT_DEADLINE)?;
+        let merged = self.root.run_dir(&run.id).join("merged");
+        match mount::unmount(&merged, UNMOUNT_DEADLINE) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Failure::from(error)
+                .hint("end the processes outside the container that use its files, for instance `fuser -m` names them")),
+        }
+    }
+
+    /// Makes the run's upper a layer; repeating it finds the layer made.
+    fn freeze(&self, container: &Container, run: &Run, exit: &Exit) -> Result<Frozen> {
+        let upper = self.root.run_dir(&run.id).join("upper");
+        if upper.symlink_metadata().is_err() {
+            return self.frozen_before(run);
+        }
+        if self.is_unchanged(run, &upper)? {
+            return Ok(Frozen::Unchanged);
+        }
+        let measure = tree::measure::measure_and_strip(&upper)?;
+        let file = LayerFile {
+            id: run.layer.clone(),
+            created_at: exit.at,
+            origin: LayerOrigin::Run {
+                container: container.id.clone(),
+                name: container.name.to_string(),
+                run: run.id.clone(),
+                below: match run.mode {
+                    StartMode::Mount => run.layers.clone(),
+                    StartMode::Unpack => Vec::new(),
+                },
+                image: run.image.clone(),
+                exited_at: exit.at,
+            },
+            bytes: measure.bytes,
+            entries: measure.entries,
+        };
+        layer::prepare(&self.root, &file)?;
+        mount::syncfs(&upper)?;
+        layer::adopt_tree(&self.root, &run.layer, &upper)?;
+        Ok(Frozen::Layer { bytes: measure.bytes, entries: measure.entries })
+    }
+
+    /// What an earlier, interrupted call has frozen.
+    fn frozen_before(&self, run: &Run) -> Result<Frozen> {
+        if !layer::has_tree(&self.root, &run.layer) {
+            let path = self.root.run_dir(&run.id);
+            let message = format!("neither the upper of run {} nor its layer {} is on disk", run.id, run.layer);
+            return Err(Failure::new(Code::Damaged, message).hint(format!("was something removed in {}?", path.display())));
+        }
+        // The rename may have been the last thing that happened before a power cut.
+        layer::adopt_tree(&self.root, &run.layer, &self.root.run_dir(&run.id).join("upper"))?;
+        let file = layer::describe(&self.root, &run.layer)?;
+        Ok(Frozen::Layer { bytes: file.bytes, entries: file.entries })
+    }
+
+    /// Whether the run left its state exactly as it found it (A37, A-Q18).
+    pub fn is_unchanged(&self, run: &Run, upper: &Path) -> Result<bool> {
+        match run.mode {
+            StartMode::Mount => {
+                let is_empty = tree::is_empty(upper)?;
+                Ok(is_empty && tree::attrs::same_root(upper, &self.base_root(run))?)
+            }
+            StartMode::Unpack => {
+                let before = std::fs::read(self.root.run_dir(&run.id).join("fingerprint"));
+                match before {
+                    Ok(before) => Ok(before == tree::fingerprint::fingerprint(upper)?),
+                    Err(_) => Ok(false),
+                }
+            }
+        }
+    }
+
+    /// The directory whose attributes the root of a run's union had at its start.
+    pub fn base_root(&self, run: &Run) -> PathBuf {
+        let newest = run.layers.first().or(run.image_layers.first());
+        newest.map_or_else(|| self.root.run_dir(&run.id).join("empty"), |id| self.root.layer_tree(id))
+    }
+
+    /// The commit point: appends the generation, evicts, and ends the run in one transaction.
+    fn commit(&self, doc: &mut Doc<Container>, run: &Run, frozen: Frozen) -> Result<Appended> {
+        let _graph = self.root.lock_graph()?;
+        let mut next = doc.clone();
+        let appended = commit_exit(&mut next.value, &run.id, frozen.clone(), self.now())?;
+        let mut transaction = Transaction::new();
+        if let Frozen::Layer { bytes, entries } = frozen {
+            let record = LayerRecord {
+                id: run.layer.clone(),
+                kind: LayerKind::Delta,
+                diff_id: None,
+                bytes,
+                entries,
+                created_at: self.now(),
+                form: Form::Dir,
+            };
+            transaction = transaction.put(keys::layer(&run.layer), format::encode(Format::Layer, &record));
+        }
+        let evicted: Vec<u64> = appended.evicted.iter().map(|seq| seq.0).collect();
+        let note = Note {
+            action: "exit",
+            detail: if evicted.is_empty() { String::new() } else { format!("evicted {evicted:?}") },
+            from: run.origin,
+            to: Some(appended.seq),
+        };
+        let transaction = self.put_container(transaction, &mut next, Some(note));
+        next.revision = self.records.commit(&transaction)?;
+        *doc = next;
+        Ok(appended)
+    }
+
+    /// Frees what a run used besides its upper; everything in it is committed or was never wanted. Repeatable.
+    pub fn release_run(&self, run: &Run, runtime: Option<&str>) -> Result<()> {
+        let directory = self.root.run_dir(&run.id);
+        if let Ok(runtime) = OciRuntime::by_name(runtime) {
+            runtime.delete(&self.root.oci_dir(), run.id.as_str())?;
+        }
+        cgroup::remove(&cgroup_of(run))?;
+        network::teardown(&directory, run.id.as_str())?;
+        mount::unmount(&directory.join("merged"), UNMOUNT_DEADLINE)?;
+        layer::discard(&self.root, &directory, &format!("run-{}", run.id))?;
+        Ok(())
+    }
+
+    /// Raises `ExitIncomplete`, with the reserve where the disk is too full even for that.
+    fn report_incomplete(&self, doc: &mut Doc<Container>, failure: &Failure) {
+        let Some(run) = doc.value.phase.run().map(|run| run.id.clone()) else { return };
+        let event = Event::ExitFailed { run, reason: failure.one_line(), at: self.now() };
+        let Ok(next) = doc.value.clone().step(event) else { return };
+        if next == doc.value {
+            return;
+        }
+        doc.value = next;
+        let saved = self.save(doc, None).or_else(|error| self.with_reserve(error, || self.save(doc, None)));
+        // Not even that can be written; the run is still recorded and its directory is kept, which is what counts.
+        drop(saved);
+    }
+
+    /// Repeats a commit that failed for want of space after giving the reserve back.
+    fn with_reserve<T>(&self, error: Failure, again: impl FnOnce() -> Result<T>) -> Result<T> {
+        let is_full = error.error.chain().any(|cause| {
+            matches!(cause.downcast_ref::<RecordError>(), Some(RecordError::NoSpace { .. }))
+        });
+        if !is_full || std::fs::remove_file(self.reserve_path()).is_err() {
+            return Err(error);
+        }
+        again()
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.root.path().join("reserve")
+    }
+
+    /// Makes sure that the reserve is there: without it the disk counts as full.
+    pub fn refill_reserve(&self) -> Result<()> {
+        let path = self.reserve_path();
+        if path.symlink_metadata().is_ok_and(|metadata| metadata.len() >= RESERVE_BYTES) {
+            return Ok(());
+        }
+        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                std::fs::remove_file(&path).ok();
+                Err(Failure::new(Code::Failed, format!("no space left for {}: {error}", self.root.path().display())))
+            }
+        }
+    }
+}
+
+/// The cgroup of a run, relative to each hierarchy's root.
+pub fn cgroup_of(run: &Run) -> String {
+    format!("/perennial/{}", run.id)
+}

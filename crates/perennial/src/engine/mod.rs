@@ -1,0 +1,77 @@
+//! What the commands do, without how they are typed or printed.
+//!
+//! - [`records`]: typed records, changed by compare-and-swap.
+//! - [`create`]: containers that do not run yet; settings, forks, rebases, removal.
+//! - [`start`]: from a request to a running process; runs in the supervisor.
+//! - [`exit`]: from the end of the last process to a committed generation.
+//! - [`recover`]: puts right what a process that died has left.
+//! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
+//! - [`history`]: roll back, pin, mark.
+//! - [`views`]: read-only views: browse, diff, copy out.
+//! - [`images`]: images as layers of the store.
+
+pub mod create;
+pub mod exit;
+pub mod history;
+pub mod images;
+pub mod records;
+pub mod recover;
+pub mod settle;
+pub mod start;
+pub mod views;
+
+use crate::clock;
+use crate::failure::Result;
+use perennial_core::time::Time;
+use perennial_store::records::sqlite::SqliteRecords;
+use perennial_store::root::Root;
+use std::path::Path;
+
+/// An open root with its records, on behalf of somebody.
+#[derive(Debug)]
+pub struct Engine {
+    /// The directory.
+    pub root: Root,
+    /// The records.
+    pub records: SqliteRecords,
+    /// Who is asking, for the event log (A39).
+    pub actor: String,
+}
+
+impl Engine {
+    /// Opens a root, making it where it does not exist.
+    ///
+    /// # Errors
+    /// Where the root or its records cannot be used; they are then as they were.
+    pub fn open(path: &Path) -> Result<Self> {
+        let root = Root::open_or_create(path, clock::now())?;
+        let records = SqliteRecords::open_or_create(&root.records_path())?;
+        Ok(Self { root, records, actor: actor() })
+    }
+
+    /// Returns the present instant.
+    pub fn now(&self) -> Time {
+        clock::now()
+    }
+}
+
+/// Returns 8 random bytes from the kernel.
+pub fn random() -> Result<[u8; 8]> {
+    let mut bytes = [0_u8; 8];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..)
+        && !rest.is_empty()
+    {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
+/// Names the caller: the user behind `sudo` where there is one, else the effective user id.
+fn actor() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    match (std::env::var("SUDO_USER"), std::env::var("SUDO_UID")) {
+        (Ok(user), Ok(sudo_uid)) if uid == 0 => format!("{user}({sudo_uid}) by sudo"),
+        _ => std::env::var("USER").map_or_else(|_| format!("uid {uid}"), |user| format!("{user}({uid})")),
+    }
+}

@@ -1,0 +1,119 @@
+//! Puts right what a process that died has left (rows A9, A27, A28).
+//!
+//! A run's supervisor holds the run's lock for life. Whoever gets that lock while the record still names the run knows
+//! that nobody will end it any more, and does so: processes are ended, the union is unmounted, and what the run wrote
+//! becomes a generation of kind `salvage`. A run that changed nothing leaves nothing.
+
+use super::Engine;
+use super::records::Doc;
+use crate::failure::Result;
+use perennial_core::container::{Container, Event, Phase, Run, StartMode};
+use perennial_core::generations::health::salvage;
+use perennial_core::id::RunId;
+use perennial_runtime::mount;
+use perennial_runtime::oci::OciRuntime;
+use perennial_store::layer;
+use perennial_store::root::Wait;
+
+impl Engine {
+    /// Finishes what a dead supervisor of this container left. The caller holds the container's lock.
+    ///
+    /// # Errors
+    /// Where the records cannot be read or written. An exit that cannot be finished yet is no error here: it stays
+    /// visible as `ExitIncomplete`.
+    pub fn recover_locked(&self, mut doc: Doc<Container>) -> Result<Doc<Container>> {
+        let Some(run) = doc.value.phase.run().cloned() else { return Ok(doc) };
+        let Some(run_lock) = self.root.lock_run(&run.id, Wait::Never)? else { return Ok(doc) };
+        // The supervisor may have finished between our reading the record and its letting go of the lock.
+        doc = self.container(&doc.value.id)?;
+        if doc.value.phase.run().map(|present| &present.id) != Some(&run.id) {
+            return Ok(doc);
+        }
+        let runtime = doc.value.spec.runtime.clone();
+        let was_exiting = matches!(doc.value.phase, Phase::Exiting { .. });
+        if !was_exiting && !self.end_lost_run(&mut doc, &run)? {
+            self.release_run(&run, runtime.as_deref())?;
+            run_lock.remove_file();
+            return Ok(doc);
+        }
+        match self.finish_exit(&mut doc) {
+            Ok(_) => {
+                self.release_run(&run, runtime.as_deref())?;
+                run_lock.remove_file();
+            }
+            Err(failure) => eprintln!("perennial: {}: {}", doc.value.name, failure.one_line()),
+        }
+        Ok(doc)
+    }
+
+    /// Ends a run that was starting or running when its supervisor died. Returns whether it left something to save.
+    fn end_lost_run(&self, doc: &mut Doc<Container>, run: &Run) -> Result<bool> {
+        if let Ok(runtime) = OciRuntime::by_name(doc.value.spec.runtime.as_deref()) {
+            runtime.delete(&self.root.oci_dir(), run.id.as_str())?;
+        }
+        self.leave_union(run)?;
+        if self.left_something(&doc.value, run)? {
+            let reason = "the run ended without its supervisor: power loss, a kill or a crash";
+            self.record_end(doc, run, salvage(self.now(), reason))?;
+            return Ok(true);
+        }
+        doc.value = doc.value.clone().step(Event::Discarded { run: run.id.clone() })?;
+        self.save(doc, None)?;
+        Ok(false)
+    }
+
+    fn left_something(&self, container: &Container, run: &Run) -> Result<bool> {
+        let upper = self.root.run_dir(&run.id).join("upper");
+        if upper.symlink_metadata().is_err() {
+            return Ok(false);
+        }
+        // A union that was never mounted has no work directory of the kernel's making, so nothing ran in it.
+        let was_mounted = self.root.run_dir(&run.id).join("work/work").symlink_metadata().is_ok();
+        let is_half_made = run.mode == StartMode::Unpack
+            && matches!(container.phase, Phase::Starting { .. })
+            && self.root.run_dir(&run.id).join("fingerprint").symlink_metadata().is_err();
+        Ok(was_mounted && !is_half_made && !self.is_unchanged(run, &upper)?)
+    }
+
+    /// Recovers every container whose supervisor died; those that others are at are left to them.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn recover_all(&self) -> Result<()> {
+        for doc in self.containers()? {
+            if doc.value.phase.run().is_none() {
+                continue;
+            }
+            let Some(_lock) = self.root.lock_container(&doc.value.id, Wait::Never)? else { continue };
+            let name = doc.value.name.clone();
+            let present = self.container(&doc.value.id).and_then(|doc| self.recover_locked(doc));
+            if let Err(failure) = present {
+                eprintln!("perennial: {name}: {}", failure.one_line());
+            }
+        }
+        self.sweep_runs()
+    }
+
+    /// Frees run directories that no record names. A container's record always names its run, so these are what a
+    /// removal or a release was interrupted at; one whose upper holds something is set aside, never freed.
+    fn sweep_runs(&self) -> Result<()> {
+        let _graph = self.root.lock_graph()?;
+        let live: Vec<RunId> =
+            self.containers()?.iter().filter_map(|doc| doc.value.phase.run().map(|run| run.id.clone())).collect();
+        for entry in std::fs::read_dir(self.root.path().join("runs"))?.flatten() {
+            let Some(run) = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok()) else { continue };
+            if live.contains(&run) {
+                continue;
+            }
+            let Some(lock) = self.root.lock_run(&run, Wait::Never)? else { continue };
+            let has_content = perennial_store::tree::is_empty(&entry.path().join("upper")).is_ok_and(|empty| !empty);
+            if has_content {
+                continue;
+            }
+            mount::unmount(&entry.path().join("merged"), std::time::Duration::from_secs(1))?;
+            layer::discard(&self.root, &entry.path(), &format!("run-{run}"))?;
+            lock.remove_file();
+        }
+        Ok(())
+    }
+}

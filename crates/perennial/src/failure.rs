@@ -1,0 +1,170 @@
+//! How a command fails: what is wrong, what to do about it, and the exit code.
+
+use std::fmt;
+
+/// Exit codes of the command; they are documented in `docs/guide/commands.md` and in `--help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// Something failed that none of the others names.
+    Failed,
+    /// The command line is not valid.
+    Usage,
+    /// A container, generation or image of that name does not exist.
+    NotFound,
+    /// The object is not in a state that allows it, or another command is at it.
+    Conflict,
+    /// The host or the caller lacks something that is needed.
+    Host,
+    /// Something in the store is missing or damaged.
+    Damaged,
+    /// The container ended but its exit is not saved yet.
+    ExitIncomplete,
+    /// The container could not be started.
+    NotStarted,
+    /// The container's command cannot be executed.
+    NotExecutable,
+    /// The container's command does not exist.
+    CommandNotFound,
+}
+
+impl Code {
+    /// Returns the process's exit code.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Host => 5,
+            Self::Damaged => 6,
+            Self::ExitIncomplete => 7,
+            Self::NotStarted => 125,
+            Self::NotExecutable => 126,
+            Self::CommandNotFound => 127,
+        }
+    }
+
+    /// Returns the name that `--json` errors carry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Host => "host",
+            Self::Damaged => "damaged",
+            Self::ExitIncomplete => "exit_incomplete",
+            Self::NotStarted => "not_started",
+            Self::NotExecutable => "not_executable",
+            Self::CommandNotFound => "command_not_found",
+        }
+    }
+}
+
+/// A failed command.
+pub struct Failure {
+    /// What is wrong, with its causes.
+    pub error: anyhow::Error,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Which exit code says so.
+    pub code: Code,
+}
+
+/// Result of a command or of an operation of the engine.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// Makes a failure from its message.
+    pub fn new(code: Code, message: impl fmt::Display) -> Self {
+        Self { error: anyhow::anyhow!("{message}"), hint: None, code }
+    }
+
+    /// Adds what to do about it, in place of an earlier hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Sets the exit code.
+    pub fn code(mut self, code: Code) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Puts what was being done in front of the message.
+    pub fn while_doing(mut self, what: impl fmt::Display) -> Self {
+        self.error = self.error.context(what.to_string());
+        self
+    }
+
+    /// Returns the message and its causes on one line.
+    pub fn one_line(&self) -> String {
+        format!("{:#}", self.error)
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.one_line(), self.code.name())
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let (code, hint) = classify(&error);
+        Self { error, hint, code }
+    }
+}
+
+/// Finds exit code and hint for errors of the other crates, so that they need not know of either.
+fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
+    use perennial_core::generations::choose::ChooseError;
+    use perennial_store::records::RecordError;
+    use perennial_store::root::RootError;
+    for cause in error.chain() {
+        if let Some(cause) = cause.downcast_ref::<RecordError>() {
+            return match cause {
+                RecordError::Conflict { .. } => (Code::Conflict, Some("try again".into())),
+                RecordError::Damaged { .. } | RecordError::Record { .. } => (
+                    Code::Damaged,
+                    Some("nothing was changed; restore records.db from a copy, the layers are not touched".into()),
+                ),
+                RecordError::NewerVersion { .. } => (Code::Host, None),
+                RecordError::NoSpace { .. } => (Code::Failed, Some("free some space on that file system".into())),
+                RecordError::Failed { .. } => (Code::Failed, None),
+            };
+        }
+        if let Some(cause) = cause.downcast_ref::<RootError>() {
+            return match cause {
+                RootError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                    (Code::Host, Some("run it as root, or give another directory with --root".into()))
+                }
+                RootError::Format { .. } => (Code::Damaged, None),
+                RootError::Foreign { .. } | RootError::Nested { .. } | RootError::NotADirectory { .. } => {
+                    (Code::Usage, Some("give another directory with --root".into()))
+                }
+                RootError::Unsafe { path, .. } => {
+                    (Code::Host, Some(format!("chown it to the caller and chmod 700 {}", path.display())))
+                }
+                RootError::Io { .. } => (Code::Failed, None),
+            };
+        }
+        if let Some(cause) = cause.downcast_ref::<ChooseError>() {
+            let code = match cause {
+                ChooseError::Damaged { .. } => Code::Damaged,
+                ChooseError::Ambiguous { .. } => Code::Usage,
+                ChooseError::Empty
+                | ChooseError::UnknownSeq { .. }
+                | ChooseError::NoneAsOld { .. }
+                | ChooseError::NoneGood => Code::NotFound,
+            };
+            return (code, Some("`perennial generations` lists what there is".into()));
+        }
+        if cause.downcast_ref::<perennial_core::container::IllegalEvent>().is_some() {
+            return (Code::Conflict, Some("`perennial ps` shows its state".into()));
+        }
+    }
+    (Code::Failed, None)
+}
