@@ -46,11 +46,7 @@ pub struct EntryStat {
     pub ctime: Timespec,
 }
 
-#[expect(
-    clippy::unnecessary_fallible_conversions,
-    clippy::useless_conversion,
-    reason = "the kernel's structure has other integer types on other architectures"
-)]
+#[expect(clippy::useless_conversion, reason = "the kernel's structure has other integer types on other architectures")]
 impl From<rustix::fs::Stat> for EntryStat {
     fn from(stat: rustix::fs::Stat) -> Self {
         const BLOCK_BYTES: u64 = 512;

@@ -28,6 +28,8 @@ enum Group {
 /// The files with several names that were met so far.
 #[derive(Debug)]
 pub(crate) struct Links<'a> {
+    /// Copies what is not linked.
+    pub(crate) copier: Copier,
     root: BorrowedFd<'a>,
     data: Data,
     name: CString,
@@ -37,8 +39,8 @@ pub(crate) struct Links<'a> {
 
 impl<'a> Links<'a> {
     /// Begins a tree at `root`.
-    pub(crate) fn new(root: BorrowedFd<'a>, data: Data) -> Self {
-        Self { root, data, name: c".perennial-links".to_owned(), dir: None, groups: HashMap::new() }
+    pub(crate) fn new(root: BorrowedFd<'a>, data: Data, copier: Copier) -> Self {
+        Self { copier, root, data, name: c".perennial-links".to_owned(), dir: None, groups: HashMap::new() }
     }
 
     /// Chooses a name for our directory that no entry of the root has.
@@ -53,7 +55,6 @@ impl<'a> Links<'a> {
     /// Writes an entry that is not a directory.
     pub(crate) fn write(
         &mut self,
-        copier: &mut Copier,
         from: Place<'_>,
         to: Place<'_>,
         stat: &EntryStat,
@@ -63,7 +64,7 @@ impl<'a> Links<'a> {
         let link = || linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty()).map_err(fail);
         let Some(key) = stat.link_group() else {
             return match self.data {
-                Data::Copy => copier.copy(from, to, stat, path),
+                Data::Copy => self.copier.copy(from, to, stat, path),
                 Data::Link => link(),
             };
         };
@@ -74,19 +75,19 @@ impl<'a> Links<'a> {
                 link()
             }
             (None, Data::Link | Data::Copy) => {
-                copier.copy(from, to, stat, path)?;
+                self.copier.copy(from, to, stat, path)?;
                 let staging = self.staging().map_err(fail)?;
-                linkat(to.dir, to.name, staging, &staged(key), AtFlags::empty()).map_err(fail)?;
+                linkat(to.dir, to.name, staging, staged(key), AtFlags::empty()).map_err(fail)?;
                 self.groups.insert(key, Group::Copied { left: stat.nlink.saturating_sub(1) });
                 Ok(())
             }
             (Some(Group::Copied { left }), _) => {
                 let staging = self.staging().map_err(fail)?;
                 if left > 1 {
-                    linkat(staging, &staged(key), to.dir, to.name, AtFlags::empty()).map_err(fail)?;
+                    linkat(staging, staged(key), to.dir, to.name, AtFlags::empty()).map_err(fail)?;
                 } else {
                     // The last name: ours is not counted against the limit of the file system.
-                    renameat(staging, &staged(key), to.dir, to.name).map_err(fail)?;
+                    renameat(staging, staged(key), to.dir, to.name).map_err(fail)?;
                 }
                 self.groups.insert(key, Group::Copied { left: left.saturating_sub(1) });
                 Ok(())

@@ -5,13 +5,14 @@
 //! than `PATH_MAX` and names are bytes. Whatever cannot be carried over exactly is an error that names the path and the
 //! attribute, never a warning.
 //!
-//! - [`cursor`], [`walk`]: moving about in a tree of any depth with few descriptors.
-//! - [`attrs`]: an entry's metadata, read and applied.
-//! - [`measure`]: size of a tree, and removal of overlayfs' private notes.
+//! - [`cursor`], [`walk`](mod@walk): moving about in a tree of any depth with few descriptors.
+//! - [`attrs`]: an entry's metadata, read and applied; [`overlay`]: overlayfs' own part of it.
+//! - [`measure`](mod@measure): size of a tree, and removal of overlayfs' private notes.
 //! - [`below`]: what the layers under a place show.
 //! - [`stack`]: several layers written as one; [`copy`]: one entry copied.
-//! - [`fold`]: a newer layer merged into an older one by renames.
-//! - [`remove`]: deletion.
+//! - [`fold`](mod@fold): a newer layer merged into an older one by renames.
+//! - [`fingerprint`](mod@fingerprint): whether anything changed.
+//! - [`remove`]: deletion, and the trash before it.
 //!
 //! Decisions are in [`perennial_core::tree`]; a tree is given as an open directory ([`open_tree`]).
 
@@ -20,6 +21,7 @@ pub mod below;
 pub mod copy;
 pub mod cursor;
 pub mod error;
+pub mod fingerprint;
 pub mod fold;
 mod links;
 pub mod measure;
@@ -30,6 +32,7 @@ pub mod walk;
 
 pub use attrs::Attrs;
 pub use error::{EntryPath, TreeError};
+pub use fingerprint::fingerprint;
 pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};
 pub use measure::{Measure, measure, measure_and_strip};
 pub use remove::{move_to_trash, remove_tree};

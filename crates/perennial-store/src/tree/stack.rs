@@ -54,11 +54,10 @@ pub fn materialize(
     let mut writer = Writer {
         below: BelowView::new(below, Cut::of_opaque(opaque))?,
         dst: Cursor::new(dst).map_err(|error| error.at(root_path()))?,
-        links: Links::new(dst, data),
+        links: Links::new(dst, data, copier),
         path: PathTrail::default(),
         counter: Counter::default(),
         cursors,
-        copier,
     };
     writer.run(Frame::new(members, opaque), progress)?;
     Ok(writer.counter.measure())
@@ -100,7 +99,6 @@ struct Writer<'a> {
     below: BelowView,
     dst: Cursor,
     path: PathTrail,
-    copier: Copier,
     links: Links<'a>,
     counter: Counter,
 }
@@ -160,7 +158,7 @@ impl Writer<'_> {
                 if let (Some(stat), Some(cursor)) = (stat, holders.first().and_then(|layer| self.cursors.get(*layer))) {
                     let from = Place { dir: cursor.fd(), name };
                     let to = Place { dir: self.dst.fd(), name };
-                    self.links.write(&mut self.copier, from, to, &stat, &|| self.path.join(name))?;
+                    self.links.write(from, to, &stat, &|| self.path.join(name))?;
                     self.counter.add(&stat);
                 }
                 Ok(None)
@@ -185,7 +183,7 @@ impl Writer<'_> {
             let path = || self.path.join(name);
             let stat = EntryStat::of(cursor.fd(), name).map_err(|errno| TreeError::system("look at", path(), errno))?;
             newest.get_or_insert(stat);
-            let kind = kind_of(&mut self.copier.io, Target::Named(cursor.fd(), name), &stat, &path)?;
+            let kind = kind_of(&mut self.links.copier.io, Target::Named(cursor.fd(), name), &stat, &path)?;
             kinds.push(kind);
             if kind.stops() {
                 break;
@@ -216,18 +214,18 @@ impl Writer<'_> {
         let Some(source) = frame.members.first().and_then(|layer| self.cursors.get(*layer)) else { return Ok(()) };
         let path = || self.path.here();
         let look = |fd| EntryStat::of_open(fd).map_err(|errno| TreeError::system("look at", path(), errno));
-        let mut attrs = self.copier.io.read(Target::Open(source.fd()), &look(source.fd())?, &path)?;
+        let mut attrs = self.links.copier.io.read(Target::Open(source.fd()), &look(source.fd())?, &path)?;
         if frame.opaque {
             attrs.xattrs.insert(overlay::OPAQUE.to_owned(), overlay::OPAQUE_YES.to_vec());
         } else {
             attrs.xattrs.remove(overlay::OPAQUE);
         }
         let made = look(self.dst.fd())?;
-        self.copier.io.apply(Target::Open(self.dst.fd()), &attrs, Kind::Other, &path)?;
+        self.links.copier.io.apply(Target::Open(self.dst.fd()), &attrs, Kind::Other, &path)?;
         if self.path.as_bytes().is_empty() {
-            self.counter.add_bytes(&made)
+            self.counter.add_bytes(&made);
         } else {
-            self.counter.add(&made)
+            self.counter.add(&made);
         }
         Ok(())
     }
