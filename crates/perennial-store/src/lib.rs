@@ -22,3 +22,4 @@ pub mod atomic;
 pub mod layer;
 pub mod records;
 pub mod root;
+pub mod tree;

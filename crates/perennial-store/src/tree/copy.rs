@@ -1,0 +1,166 @@
+//! Copies one entry that is not a directory: content with its holes, links, special files, and all metadata.
+
+use super::attrs::{AttrIo, Kind, Target, apply_early_flags, read_flags};
+use super::cursor::EntryStat;
+use super::error::{EntryPath, TreeError};
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    FileType, Mode, OFlags, SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, mknodat, openat, readlinkat, seek,
+    symlinkat,
+};
+use rustix::io::Errno;
+use std::ffi::CStr;
+
+/// Most bytes one system call copies, so that a fold or a cancellation never waits long.
+const CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// An entry to copy: where it is, or where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Open directory.
+    pub dir: BorrowedFd<'a>,
+    /// Name in it.
+    pub name: &'a CStr,
+}
+
+/// Copies entries; remembers what the file systems can do.
+#[derive(Debug, Default)]
+pub struct Copier {
+    /// Reads and applies metadata.
+    pub io: AttrIo,
+    no_reflink: bool,
+    no_kernel_copy: bool,
+}
+
+impl Copier {
+    /// Copies an entry that is not a directory to a name that does not exist yet.
+    ///
+    /// # Errors
+    /// If anything of it cannot be read or written.
+    pub fn copy(
+        &mut self,
+        from: Place<'_>,
+        to: Place<'_>,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<(), TreeError> {
+        let fail = |action, errno| TreeError::system(action, path(), errno);
+        match stat.file_type() {
+            FileType::RegularFile => return self.copy_file(from, to, path),
+            FileType::Symlink => {
+                let target = readlinkat(from.dir, from.name, Vec::new()).map_err(|errno| fail("read", errno))?;
+                symlinkat(target.as_c_str(), to.dir, to.name).map_err(|errno| fail("create", errno))?;
+            }
+            file_type @ (FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice) => {
+                mknodat(to.dir, to.name, file_type, Mode::RUSR | Mode::WUSR, stat.rdev)
+                    .map_err(|errno| fail("create", errno))?;
+            }
+            FileType::Directory | FileType::Unknown => return Err(fail("copy", Errno::ISDIR)),
+        }
+        let kind = if stat.file_type() == FileType::Symlink { Kind::Symlink } else { Kind::Other };
+        let attrs = self.io.read(Target::Named(from.dir, from.name), stat, path)?;
+        self.io.apply(Target::Named(to.dir, to.name), &attrs, kind, path)
+    }
+
+    fn copy_file(&mut self, from: Place<'_>, to: Place<'_>, path: &dyn Fn() -> EntryPath) -> Result<(), TreeError> {
+        let fail = |action, errno| TreeError::system(action, path(), errno);
+        let source = open_file(from).map_err(|errno| fail("open", errno))?;
+        let stat = EntryStat::of_open(source.as_fd()).map_err(|errno| fail("look at", errno))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let target = openat(to.dir, to.name, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| fail("create", errno))?;
+        read_flags(source.as_fd())
+            .and_then(|flags| apply_early_flags(target.as_fd(), flags))
+            .map_err(|errno| fail("set the inode flags of", errno))?;
+        self.copy_data(&source, &target, stat.size, path)?;
+        let attrs = self.io.read(Target::Open(source.as_fd()), &stat, path)?;
+        self.io.apply(Target::Open(target.as_fd()), &attrs, Kind::Other, path)
+    }
+
+    /// Copies the content of an open file into an empty one; holes stay holes.
+    fn copy_data(
+        &mut self,
+        source: &OwnedFd,
+        target: &OwnedFd,
+        size: u64,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<(), TreeError> {
+        if size == 0 || self.reflink(source, target).map_err(|errno| TreeError::system("clone", path(), errno))? {
+            return Ok(());
+        }
+        let fail = |errno| TreeError::system("copy", path(), errno);
+        ftruncate(target, size).map_err(fail)?;
+        let mut offset = 0_u64;
+        while offset < size {
+            let data = match seek(source, SeekFrom::Data(offset)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => break,
+                Err(errno) => return Err(fail(errno)),
+            };
+            let hole = seek(source, SeekFrom::Hole(data)).map_err(fail)?.min(size);
+            let mut position = data;
+            while position < hole {
+                let copied = self.copy_some(source, target, position, hole).map_err(fail)?;
+                if copied == 0 {
+                    return Err(TreeError::Shortened { path: path() });
+                }
+                position = position.saturating_add(copied);
+            }
+            offset = hole.max(data);
+        }
+        Ok(())
+    }
+
+    fn reflink(&mut self, source: &OwnedFd, target: &OwnedFd) -> Result<bool, Errno> {
+        if self.no_reflink {
+            return Ok(false);
+        }
+        match ioctl_ficlone(target, source) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::NOSYS) => {
+                self.no_reflink = true;
+                Ok(false)
+            }
+            // This file cannot be cloned, others may.
+            Err(Errno::INVAL) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn copy_some(&mut self, source: &OwnedFd, target: &OwnedFd, from: u64, until: u64) -> Result<u64, Errno> {
+        let wanted = until.saturating_sub(from).min(CHUNK_BYTES_MAX);
+        if !self.no_kernel_copy {
+            let (mut source_at, mut target_at) = (from, from);
+            let length = usize::try_from(wanted).unwrap_or(BUFFER_BYTES);
+            match copy_file_range(source, Some(&mut source_at), target, Some(&mut target_at), length) {
+                Ok(copied) if copied > 0 => return Ok(u64::try_from(copied).unwrap_or(0)),
+                // Some file systems answer 0 instead of an error; reading decides.
+                Ok(_) => {}
+                Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::IO) => {
+                    self.no_kernel_copy = true;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        copy_by_reading(source, target, from, wanted)
+    }
+}
+
+fn copy_by_reading(source: &OwnedFd, target: &OwnedFd, from: u64, wanted: u64) -> Result<u64, Errno> {
+    let mut buffer = vec![0_u8; usize::try_from(wanted).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES)];
+    let length = rustix::io::pread(source, buffer.as_mut_slice(), from)?;
+    let mut rest = buffer.get(..length).unwrap_or_default();
+    let mut position = from;
+    while !rest.is_empty() {
+        let written = rustix::io::pwrite(target, rest, position)?;
+        rest = rest.get(written..).unwrap_or_default();
+        position = position.saturating_add(u64::try_from(written).unwrap_or(0));
+    }
+    Ok(position.saturating_sub(from))
+}
+
+/// Opens a regular file for reading without touching its time of access.
+pub(crate) fn open_file(place: Place<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
+    openat(place.dir, place.name, flags, Mode::empty())
+}

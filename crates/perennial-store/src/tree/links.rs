@@ -1,0 +1,119 @@
+//! Files with several names, written once and linked.
+//!
+//! The first copy of such a file gets a second name in a directory of our own at the root of the tree being written, so
+//! that later names can be linked to it however far away and deep they are. It is gone when the tree is complete.
+
+use super::DIR_FLAGS;
+use super::copy::{Copier, Place};
+use super::cursor::{EntryStat, read_names};
+use super::error::{EntryPath, TreeError};
+use super::stack::Data;
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, Mode, linkat, mkdirat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+
+/// A file with more names is copied even by [`Data::Link`]: its names might not fit the inode twice (ext4: 65,000).
+const LINKS_MAX: u64 = 30_000;
+
+#[derive(Debug, Clone, Copy)]
+enum Group {
+    /// Each name is linked to its own file in the layer.
+    Linked,
+    /// The file was copied; this many names may still come.
+    Copied { left: u64 },
+}
+
+/// The files with several names that were met so far.
+#[derive(Debug)]
+pub(crate) struct Links<'a> {
+    /// Copies what is not linked.
+    pub(crate) copier: Copier,
+    root: BorrowedFd<'a>,
+    data: Data,
+    name: CString,
+    dir: Option<OwnedFd>,
+    groups: HashMap<(u64, u64), Group>,
+}
+
+impl<'a> Links<'a> {
+    /// Begins a tree at `root`.
+    pub(crate) fn new(root: BorrowedFd<'a>, data: Data, copier: Copier) -> Self {
+        Self { copier, root, data, name: c".perennial-links".to_owned(), dir: None, groups: HashMap::new() }
+    }
+
+    /// Chooses a name for our directory that no entry of the root has.
+    pub(crate) fn avoid(&mut self, taken: &dyn Fn(&CStr) -> bool) {
+        while taken(&self.name) {
+            let mut longer = self.name.to_bytes().to_vec();
+            longer.push(b'_');
+            self.name = CString::new(longer).unwrap_or_default();
+        }
+    }
+
+    /// Writes an entry that is not a directory.
+    pub(crate) fn write(
+        &mut self,
+        from: Place<'_>,
+        to: Place<'_>,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<(), TreeError> {
+        let fail = |errno| TreeError::system("link", path(), errno);
+        let link = || linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty()).map_err(fail);
+        let Some(key) = stat.link_group() else {
+            return match self.data {
+                Data::Copy => self.copier.copy(from, to, stat, path),
+                Data::Link => link(),
+            };
+        };
+        match (self.groups.get(&key).copied(), self.data) {
+            (Some(Group::Linked), _) => link(),
+            (None, Data::Link) if stat.nlink <= LINKS_MAX => {
+                self.groups.insert(key, Group::Linked);
+                link()
+            }
+            (None, Data::Link | Data::Copy) => {
+                self.copier.copy(from, to, stat, path)?;
+                let staging = self.staging().map_err(fail)?;
+                linkat(to.dir, to.name, staging, staged(key), AtFlags::empty()).map_err(fail)?;
+                self.groups.insert(key, Group::Copied { left: stat.nlink.saturating_sub(1) });
+                Ok(())
+            }
+            (Some(Group::Copied { left }), _) => {
+                let staging = self.staging().map_err(fail)?;
+                if left > 1 {
+                    linkat(staging, staged(key), to.dir, to.name, AtFlags::empty()).map_err(fail)?;
+                } else {
+                    // The last name: ours is not counted against the limit of the file system.
+                    renameat(staging, staged(key), to.dir, to.name).map_err(fail)?;
+                }
+                self.groups.insert(key, Group::Copied { left: left.saturating_sub(1) });
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes our directory.
+    pub(crate) fn finish(&mut self) -> Result<(), TreeError> {
+        let Some(dir) = self.dir.take() else { return Ok(()) };
+        let fail = |errno| TreeError::system("remove", EntryPath::from_bytes(self.name.to_bytes().to_vec()), errno);
+        for left in read_names(dir.as_fd()).map_err(fail)? {
+            unlinkat(&dir, &left.name, AtFlags::empty()).map_err(fail)?;
+        }
+        unlinkat(self.root, &self.name, AtFlags::REMOVEDIR).map_err(fail)
+    }
+
+    fn staging(&mut self) -> Result<BorrowedFd<'_>, Errno> {
+        if self.dir.is_none() {
+            mkdirat(self.root, &self.name, Mode::RWXU)?;
+            self.dir = Some(openat(self.root, &self.name, DIR_FLAGS, Mode::empty())?);
+        }
+        self.dir.as_ref().map(OwnedFd::as_fd).ok_or(Errno::BADF)
+    }
+}
+
+fn staged((dev, ino): (u64, u64)) -> CString {
+    CString::new(format!("{dev:x}-{ino:x}")).unwrap_or_default()
+}

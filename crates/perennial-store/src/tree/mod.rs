@@ -1,0 +1,55 @@
+//! Trees on disk: walked, measured, flattened, folded, compared and removed, exactly.
+//!
+//! The trees are overlayfs upper directories written by whoever was root in a container, so nothing in them is trusted:
+//! they are walked by file descriptors, no symbolic link is followed, no special file is opened, paths may be longer
+//! than `PATH_MAX` and names are bytes. Whatever cannot be carried over exactly is an error that names the path and the
+//! attribute, never a warning.
+//!
+//! - [`cursor`], [`walk`](mod@walk): moving about in a tree of any depth with few descriptors.
+//! - [`attrs`]: an entry's metadata, read and applied; [`overlay`]: overlayfs' own part of it.
+//! - [`measure`](mod@measure): size of a tree, and removal of overlayfs' private notes.
+//! - [`below`]: what the layers under a place show.
+//! - [`stack`]: several layers written as one; [`copy`]: one entry copied.
+//! - [`fold`](mod@fold): a newer layer merged into an older one by renames.
+//! - [`fingerprint`](mod@fingerprint): whether anything changed.
+//! - [`remove`]: deletion, and the trash before it.
+//!
+//! Decisions are in [`perennial_core::tree`]; a tree is given as an open directory ([`open_tree`]).
+
+pub mod attrs;
+pub mod below;
+pub mod copy;
+pub mod cursor;
+pub mod error;
+pub mod fingerprint;
+pub mod fold;
+mod links;
+pub mod measure;
+pub mod overlay;
+pub mod remove;
+pub mod stack;
+pub mod walk;
+
+pub use attrs::Attrs;
+pub use error::{EntryPath, TreeError};
+pub use fingerprint::fingerprint;
+pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};
+pub use measure::{Measure, measure, measure_and_strip};
+pub use remove::{move_to_trash, remove_tree};
+pub use stack::{Data, materialize};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::path::Path;
+
+/// How directories are opened everywhere: for reading, never through a symbolic link, without touching their atime.
+pub(crate) const DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NOATIME);
+
+/// Opens the root directory of a tree.
+///
+/// # Errors
+/// If it is not there or not a directory.
+pub fn open_tree(path: &Path) -> Result<OwnedFd, TreeError> {
+    openat(CWD, path, DIR_FLAGS, Mode::empty()).map_err(|errno| TreeError::system("open", EntryPath::from(path), errno))
+}
