@@ -1,6 +1,6 @@
 //! Invariants over records and what is on disk, used by `perennial doctor` and by tests.
 
-use crate::container::{Container, Phase};
+use crate::container::{Container, Phase, Run};
 use crate::id::{Digest, LayerId, RunId};
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -62,6 +62,11 @@ impl Finding {
 #[must_use]
 pub fn check(facts: &StoreFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
+    check_names(facts, &mut findings);
+    for layer in facts.image_layers.difference(&facts.layer_trees) {
+        let (object, message) = (format!("layer {layer}"), "a layer of an image is missing on disk".into());
+        findings.push(Finding::new(Severity::Error, object, message, "import the same image again"));
+    }
     let mut live_runs = BTreeSet::new();
     let mut named = facts.image_layers.clone();
     for container in &facts.containers {
@@ -70,7 +75,9 @@ pub fn check(facts: &StoreFacts) -> Vec<Finding> {
         if let Some(run) = container.phase.run() {
             live_runs.insert(run.id.clone());
             named.extend(run.layers.iter().cloned());
+            named.extend(run.image_layers.iter().cloned());
             named.insert(run.layer.clone());
+            check_run(container, run, facts, &mut findings);
         }
         if let Some(queue) = &container.queue {
             named.extend(queue.layers());
@@ -102,6 +109,30 @@ pub fn check(facts: &StoreFacts) -> Vec<Finding> {
     findings
 }
 
+fn check_names(facts: &StoreFacts, findings: &mut Vec<Finding>) {
+    let (mut ids, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for container in &facts.containers {
+        if !ids.insert(&container.id) || !names.insert(&container.name) {
+            let message = "another container has the same name or id".into();
+            let object = format!("container {} ({})", container.name, container.id);
+            findings.push(Finding::new(Severity::Error, object, message, "restore records.db from a copy"));
+        }
+    }
+}
+
+fn check_run(container: &Container, run: &Run, facts: &StoreFacts, findings: &mut Vec<Finding>) {
+    let mut error = |message: String, hint: &str| {
+        findings.push(Finding::new(Severity::Error, format!("container {}", container.name), message, hint));
+    };
+    if run.epoch != container.epoch {
+        let message = format!("run {} has epoch {}, the container {}", run.id, run.epoch, container.epoch);
+        error(message, "restore records.db from a copy");
+    }
+    if matches!(container.phase, Phase::Running { .. }) && !facts.run_dirs.contains(&run.id) {
+        error(format!("is Running but the directory of run {} is missing", run.id), "stop the container");
+    }
+}
+
 fn check_queue(container: &Container, findings: &mut Vec<Finding>) {
     let object = || format!("container {}", container.name);
     let mut error = |message: String, hint: &str| {
@@ -113,6 +144,12 @@ fn check_queue(container: &Container, findings: &mut Vec<Finding>) {
         }
         return;
     };
+    if let Err(policy) = container.policy.check() {
+        error(format!("{policy}"), "set it with `--keep`");
+    }
+    if queue.current().is_some_and(|generation| generation.quarantined) {
+        error("its current generation is in quarantine".into(), "choose one with `perennial rollback`");
+    }
     let seqs: Vec<_> = queue.generations.iter().map(|generation| generation.seq).collect();
     if !seqs.is_sorted_by(|a, b| a < b) {
         error("generations are not in order of their numbers".into(), "restore records.db from a copy");
@@ -136,6 +173,11 @@ fn check_queue(container: &Container, findings: &mut Vec<Finding>) {
 }
 
 fn check_references(container: &Container, facts: &StoreFacts, findings: &mut Vec<Finding>) {
+    if !facts.images.contains(&container.image) {
+        let object = format!("container {}", container.name);
+        let message = format!("its image {} is missing", container.image);
+        findings.push(Finding::new(Severity::Error, object, message, "import the same image again"));
+    }
     let Some(queue) = &container.queue else { return };
     for generation in &queue.generations {
         let object = || format!("generation {}@{}", container.name, generation.seq);
@@ -145,6 +187,10 @@ fn check_references(container: &Container, facts: &StoreFacts, findings: &mut Ve
                 let hint = "roll back to an intact generation, or restore layers/ from a copy";
                 findings.push(Finding::new(Severity::Error, object(), message, hint));
             }
+        }
+        for layer in generation.layers.iter().filter(|layer| !facts.layer_records.contains(layer)) {
+            let message = format!("its layer {layer} has no record");
+            findings.push(Finding::new(Severity::Error, object(), message, "restore records.db from a copy"));
         }
         if !facts.images.contains(&generation.image) {
             let message = format!("its image {} is missing", generation.image);

@@ -156,6 +156,9 @@ pub struct Exit {
     pub kind: Kind,
     /// What the run shows about the health of its state.
     pub health: Health,
+    /// Whether it ended as asked or with code 0.
+    #[serde(default)]
+    pub clean: bool,
     /// Whether the run also shows that its origin is good (A-Q12).
     pub proves_origin: bool,
     /// Remark for people.
@@ -188,6 +191,15 @@ pub enum ConditionKind {
     Unhealthy,
 }
 
+/// Where the cause of a failed start lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartFault {
+    /// In the container: its command could not be executed in the state it started from.
+    Container,
+    /// In the host: no space, no runtime, a mount that failed. It says nothing about the generation.
+    Host,
+}
+
 /// What happened to a container.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -206,6 +218,8 @@ pub enum Event {
     StartFailed {
         /// The run it belongs to.
         run: RunId,
+        /// Where the cause lies.
+        fault: StartFault,
         /// Why, for people.
         reason: String,
         /// When.
@@ -273,12 +287,10 @@ impl Container {
         let illegal = |event: &'static str| IllegalEvent { name: self.name.clone(), phase: self.phase.name(), event };
         match event {
             Event::StartRequested(run) => match self.phase {
-                Phase::Created | Phase::Dormant if run.epoch > self.epoch => {
-                    self.epoch = run.epoch;
-                    self.queue.get_or_insert_with(Queue::default);
-                    self.clear(ConditionKind::StartFailed);
-                    self.phase = Phase::Starting { run };
+                Phase::Created | Phase::Dormant if !self.has_state_of(&run) => {
+                    return Err(illegal("a start from anything but one of its generations"));
                 }
+                Phase::Created | Phase::Dormant if run.epoch > self.epoch => self.begin(run),
                 Phase::Created
                 | Phase::Dormant
                 | Phase::Starting { .. }
@@ -295,9 +307,9 @@ impl Container {
                 | Phase::Running { .. }
                 | Phase::Exiting { .. } => return Err(illegal("a process start")),
             },
-            Event::StartFailed { run: id, reason, at } => match &self.phase {
+            Event::StartFailed { run: id, fault, reason, at } => match &self.phase {
                 Phase::Starting { run } if run.id == id => {
-                    self.blame_origin_of_failed_start(&run.clone());
+                    self.blame_origin_of_failed_start(&run.clone(), fault);
                     self.rest();
                     self.raise(ConditionKind::StartFailed, at, reason);
                 }
@@ -310,6 +322,7 @@ impl Container {
             Event::Ended { run: id, exit } => match self.phase {
                 Phase::Starting { run } | Phase::Running { run, .. } if run.id == id => {
                     self.phase = Phase::Exiting { run, exit };
+                    self.clear(ConditionKind::Unhealthy);
                 }
                 Phase::Created
                 | Phase::Dormant
@@ -329,6 +342,7 @@ impl Container {
                 Phase::Starting { run } | Phase::Running { run, .. } | Phase::Exiting { run, .. } if run.id == id => {
                     self.rest();
                     self.clear(ConditionKind::ExitIncomplete);
+                    self.clear(ConditionKind::Unhealthy);
                 }
                 Phase::Created
                 | Phase::Dormant
@@ -365,11 +379,37 @@ impl Container {
         self.phase = if has_run { Phase::Dormant } else { Phase::Created };
     }
 
-    /// A start that fails with the container's own command says something about the state it started from (A22);
-    /// one with a command typed for this run does not.
-    fn blame_origin_of_failed_start(&mut self, run: &Run) {
-        if run.command_overridden {
-            return;
+    fn begin(&mut self, run: Run) {
+        self.epoch = run.epoch;
+        self.queue.get_or_insert_with(Queue::default).held = None;
+        self.clear(ConditionKind::StartFailed);
+        self.phase = Phase::Starting { run };
+    }
+
+    /// Whether a run starts from what the queue holds: from a generation with its very layers and image (A30), or
+    /// from nothing where the queue is known to be empty (A8). A queue that has gone missing is never replaced by an
+    /// empty one (A5).
+    fn has_state_of(&self, run: &Run) -> bool {
+        let Some(queue) = &self.queue else {
+            return matches!(self.phase, Phase::Created) && self.is_first(run);
+        };
+        match run.origin {
+            None => queue.generations.is_empty() && self.is_first(run),
+            Some(seq) => queue.get(seq).is_some_and(|g| g.layers == run.layers && g.image == run.image),
+        }
+    }
+
+    fn is_first(&self, run: &Run) -> bool {
+        run.origin.is_none() && run.layers.is_empty() && run.image == self.image
+    }
+
+    /// A start whose own command cannot be executed says something about the state it started from (A22); a host
+    /// that cannot start it, or a command typed for this run, does not.
+    fn blame_origin_of_failed_start(&mut self, run: &Run, fault: StartFault) {
+        match fault {
+            StartFault::Host => return,
+            StartFault::Container if run.command_overridden => return,
+            StartFault::Container => {}
         }
         let origin = run.origin.and_then(|seq| self.queue.as_mut().and_then(|queue| queue.get_mut(seq)));
         if let Some(generation) = origin

@@ -147,7 +147,10 @@ pub fn decode<T: DeserializeOwned>(format: Format, bytes: &[u8]) -> Result<T, De
     if head.format != name {
         return Err(DecodeError::OtherFormat { format: name, found: head.format });
     }
-    if head.version > format.version() || head.version == 0 {
+    if head.version == 0 {
+        return Err(DecodeError::Damaged { format: name, reason: String::from("versions count from 1, found 0") });
+    }
+    if head.version > format.version() {
         return Err(DecodeError::NewerVersion { format: name, found: head.version, known: format.version() });
     }
     if let Some(flag) = head.must_understand.into_iter().next() {

@@ -7,7 +7,7 @@ use core::fmt;
 use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 
-/// An instant in UTC with nanoseconds, from year -290 to 2262 (the range of a signed 64-bit count).
+/// An instant in UTC with nanoseconds, from September 1677 to April 2262 (the range of a signed 64-bit count).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Time(i64);
@@ -31,6 +31,25 @@ impl Time {
     #[must_use]
     pub const fn unix_nanos(self) -> i64 {
         self.0
+    }
+
+    /// Parses RFC 3339 and returns the first and the last instant that the digits given can mean: without a fraction
+    /// a whole second, with `d` digits of it 10^-d seconds.
+    ///
+    /// # Errors
+    /// [`ParseTimeError`] where the text is not RFC 3339, which includes one without seconds.
+    pub fn parse_span(text: &str) -> Result<(Self, Self), ParseTimeError> {
+        let from: Self = text.parse()?;
+        let clock = text.split_once(['T', 't', ' ', '_']).map_or("", |(_, clock)| clock);
+        let colons = clock.split(['Z', 'z', '+', '-', '[']).next().map_or(0, |clock| clock.matches(':').count());
+        if colons != 2 {
+            return Err(ParseTimeError { text: text.to_string(), reason: "the seconds are missing".to_string() });
+        }
+        let digits = clock
+            .split_once(['.', ','])
+            .map_or(0, |(_, fraction)| fraction.bytes().take_while(u8::is_ascii_digit).count());
+        let unit = u32::try_from(digits).ok().and_then(|digits| 9_u32.checked_sub(digits)).map_or(1, |n| 10_i64.pow(n));
+        Ok((from, Self(from.0.saturating_add(unit.saturating_sub(1)))))
     }
 
     /// Returns how long `earlier` lies before this instant in nanoseconds; 0 where the clock went back between them.

@@ -57,6 +57,18 @@ pub enum ChooseError {
     /// None is good and none ended cleanly.
     #[error("no generation is marked good and none ended cleanly; choose one by its number")]
     NoneGood,
+    /// The only good ones are quarantined, and such are never chosen without being named (A32).
+    #[error("the only good generation, {seq}, is in quarantine since a rollback; choose it by its number")]
+    OnlyQuarantinedGood {
+        /// The newest of them.
+        seq: Seq,
+    },
+    /// The queue is not the one the plan was made for (A19).
+    #[error("the generations have changed since generation {seq} was chosen; nothing was done, try again")]
+    Changed {
+        /// The chosen one.
+        seq: Seq,
+    },
     /// The chosen one is damaged.
     #[error("generation {seq} is damaged{}", offer(*nearest))]
     Damaged {
@@ -85,15 +97,13 @@ impl Selector {
         text.parse().map(Self::Seq)
     }
 
-    /// Parses an RFC 3339 instant; without a fraction it stands for the whole second, because that is what tables show.
+    /// Parses an RFC 3339 instant; it stands for all instants it is a rounding of, because tables show less than
+    /// nanoseconds: without a fraction for the whole second, with one digit for a tenth, and so on.
     ///
     /// # Errors
     /// [`ParseTimeError`] where the text is not RFC 3339.
     pub fn parse_at(text: &str) -> Result<Self, ParseTimeError> {
-        let from: Time = text.parse()?;
-        let has_fraction = text.contains(['.', ',']);
-        let until =
-            if has_fraction { from } else { Time::from_unix_nanos(from.unix_nanos().saturating_add(999_999_999)) };
+        let (from, until) = Time::parse_span(text)?;
         Ok(Self::At { from, until })
     }
 }
@@ -115,7 +125,7 @@ pub fn choose(queue: &Queue, selector: &Selector) -> Result<Seq, ChooseError> {
             *seq
         }
         Selector::At { from, until } => as_of(queue, *from, *until)?,
-        Selector::LatestGood => queue.last_good().ok_or(ChooseError::NoneGood)?.seq,
+        Selector::LatestGood => latest_good(queue)?,
     };
     let is_damaged = queue.get(seq).is_some_and(|generation| generation.health == Health::Damaged);
     if is_damaged {
@@ -130,14 +140,32 @@ pub fn nearest_intact(queue: &Queue, seq: Seq) -> Option<Seq> {
     queue.generations.iter().rev().find(|g| g.seq < seq && g.health != Health::Damaged).map(|g| g.seq)
 }
 
+fn latest_good(queue: &Queue) -> Result<Seq, ChooseError> {
+    let good = queue.last_good().ok_or(ChooseError::NoneGood)?;
+    if good.quarantined {
+        return Err(ChooseError::OnlyQuarantinedGood { seq: good.seq });
+    }
+    Ok(good.seq)
+}
+
+/// The generation whose exit is the instant, else the last one before it. A clock that was set back makes "last" two
+/// answers, by the clock and by the order of the exits (A38); then the caller has to say which.
 fn as_of(queue: &Queue, from: Time, until: Time) -> Result<Seq, ChooseError> {
-    let newest_at = queue.generations.iter().map(|g| g.exited_at).filter(|at| *at <= until).max();
-    let Some(newest_at) = newest_at else {
-        let oldest = queue.generations.iter().min_by_key(|g| (g.exited_at, g.seq)).ok_or(ChooseError::Empty)?;
-        return Err(ChooseError::NoneAsOld { at: from, oldest: oldest.seq, oldest_at: oldest.exited_at });
-    };
-    let fits = |at: Time| at == newest_at || (at >= from && at <= until);
-    let seqs: Vec<Seq> = queue.generations.iter().filter(|g| fits(g.exited_at)).map(|g| g.seq).collect();
+    let seqs_where =
+        |fits: &dyn Fn(Time) -> bool| queue.generations.iter().filter(|g| fits(g.exited_at)).map(|g| g.seq).collect();
+    let mut seqs: Vec<Seq> = seqs_where(&|at| at >= from && at <= until);
+    if seqs.is_empty() {
+        let earlier = || queue.generations.iter().filter(|g| g.exited_at < from);
+        let Some(newest) = earlier().max_by_key(|g| g.seq) else {
+            let oldest = queue.generations.iter().min_by_key(|g| (g.exited_at, g.seq)).ok_or(ChooseError::Empty)?;
+            return Err(ChooseError::NoneAsOld { at: from, oldest: oldest.seq, oldest_at: oldest.exited_at });
+        };
+        let latest_at = earlier().map(|g| g.exited_at).max().unwrap_or(newest.exited_at);
+        seqs = seqs_where(&|at| at == latest_at);
+        if !seqs.contains(&newest.seq) {
+            seqs.push(newest.seq);
+        }
+    }
     match seqs.as_slice() {
         [seq] => Ok(*seq),
         _ => Err(ChooseError::Ambiguous { at: from, seqs }),

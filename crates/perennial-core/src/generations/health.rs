@@ -28,8 +28,8 @@ pub struct RunFacts {
 /// check it is good itself. A run that failed early, ran out of memory or ended unhealthy is suspect.
 #[must_use]
 pub fn judge(facts: &RunFacts, good_after_s: u32) -> Exit {
-    let up_ns = facts.started_at.map_or(0, |started_at| facts.ended_at.nanos_since(started_at));
-    let stayed_up = up_ns >= u64::from(good_after_s).saturating_mul(1_000_000_000);
+    let good_after_ns = u64::from(good_after_s).saturating_mul(1_000_000_000);
+    let stayed_up = facts.started_at.is_some_and(|started_at| facts.ended_at.nanos_since(started_at) >= good_after_ns);
     let failed_early = facts.code != 0 && !facts.was_stopped && !stayed_up;
     let is_unhealthy = facts.last_check_passed == Some(false);
     let health = if facts.was_out_of_memory || is_unhealthy || failed_early {
@@ -40,8 +40,9 @@ pub fn judge(facts: &RunFacts, good_after_s: u32) -> Exit {
         Health::Unknown
     };
     let proves_origin = stayed_up && health != Health::Suspect;
+    let clean = (facts.code == 0 || facts.was_stopped) && !facts.was_out_of_memory;
     let note = facts.was_out_of_memory.then(|| String::from("ended by the kernel: out of memory"));
-    Exit { at: facts.ended_at, code: Some(facts.code), kind: Kind::Exit, health, proves_origin, note }
+    Exit { at: facts.ended_at, code: Some(facts.code), kind: Kind::Exit, health, clean, proves_origin, note }
 }
 
 /// The exit recorded for a run whose end nobody saw (A28).
@@ -52,7 +53,16 @@ pub fn salvage(found_at: Time, reason: &str) -> Exit {
         code: None,
         kind: Kind::Salvage,
         health: Health::Suspect,
+        clean: false,
         proves_origin: false,
         note: Some(String::from(reason)),
     }
+}
+
+/// The exit of a run that was stopped because of a rollback: the state the owner turns away from is kept as a salvage,
+/// outside the capacity, and is evidence for nothing (A-Q7).
+#[must_use]
+pub fn set_aside(exit: Exit) -> Exit {
+    let note = exit.note.or_else(|| Some(String::from("stopped for a rollback")));
+    Exit { kind: Kind::Salvage, health: Health::Suspect, clean: false, proves_origin: false, note, ..exit }
 }

@@ -7,9 +7,11 @@
 //! - [`choose`]: which generation a selector means.
 //! - [`rollback`]: what moving `current` does to the newer ones, and how to undo it.
 //! - [`health`]: what a run shows about its state.
+//! - `retention`: what eviction takes, and what it passes over.
 
 pub mod choose;
 pub mod health;
+mod retention;
 pub mod rollback;
 
 use crate::container::{Container, Exit, Phase, Run, StartMode};
@@ -45,6 +47,36 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self { keep: KEEP_DEFAULT, keep_bytes: None, good_after_s: GOOD_AFTER_S_DEFAULT }
+    }
+}
+
+/// A policy that no queue can follow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Capacity outside its bounds (A33).
+    #[error("a container cannot keep {keep} generations; from 1 to {KEEP_MAX} are possible")]
+    Keep {
+        /// The capacity asked for.
+        keep: u32,
+    },
+    /// A byte bound that nothing fits.
+    #[error("a container cannot keep its generations in 0 bytes: the last good one always stays")]
+    KeepBytes,
+}
+
+impl Policy {
+    /// Checks that a queue can follow the policy; it takes effect at the next exit (A33).
+    ///
+    /// # Errors
+    /// [`PolicyError`] where a bound is violated.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        if self.keep == 0 || self.keep > KEEP_MAX {
+            return Err(PolicyError::Keep { keep: self.keep });
+        }
+        if self.keep_bytes == Some(0) {
+            return Err(PolicyError::KeepBytes);
+        }
+        Ok(())
     }
 }
 
@@ -133,11 +165,15 @@ pub struct Queue {
     pub generations: Vec<Generation>,
     /// How to take back the last rollback.
     pub undo: Option<Undo>,
+    /// Generation that a rollback waits for while the present run is stopped: eviction passes it over (A19), and the
+    /// exit of that run is kept as a salvage (A-Q7).
+    #[serde(default)]
+    pub held: Option<Seq>,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { next_seq: Seq(1), current: None, generations: Vec::new(), undo: None }
+        Self { next_seq: Seq(1), current: None, generations: Vec::new(), undo: None, held: None }
     }
 }
 
@@ -156,6 +192,7 @@ pub enum Frozen {
 }
 
 /// Result of an append.
+#[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
     /// The new tail.
@@ -201,69 +238,9 @@ impl Queue {
         Appended { seq, evicted, is_blocked }
     }
 
-    /// Evicts the oldest unprotected generations until at most `keep` are left outside the salvage slots.
-    /// Returns those that left and whether protection kept it from reaching `keep`.
-    pub fn evict(&mut self, keep: u32) -> (Vec<Seq>, bool) {
-        let keep = usize::try_from(keep.max(1)).unwrap_or(usize::MAX);
-        let mut evicted = Vec::new();
-        while self.counted() > keep {
-            let Some(seq) = self.head_for_eviction() else { return (evicted, true) };
-            self.remove(seq);
-            evicted.push(seq);
-        }
-        (evicted, false)
-    }
-
-    /// Returns the oldest generation that eviction may take, if there is one.
-    #[must_use]
-    pub fn head_for_eviction(&self) -> Option<Seq> {
-        let exempt = self.salvage_exempt();
-        let last_good = self.last_good().map(|generation| generation.seq);
-        self.generations
-            .iter()
-            .find(|generation| {
-                !generation.pinned
-                    && Some(generation.seq) != self.current
-                    && Some(generation.seq) != last_good
-                    && !exempt.contains(&generation.seq)
-            })
-            .map(|generation| generation.seq)
-    }
-
     /// Takes a generation out; the caller has made sure that it may go.
     pub fn remove(&mut self, seq: Seq) {
         self.generations.retain(|generation| generation.seq != seq);
-    }
-
-    /// Returns the newest generation known to be good; where none is, the newest that ended cleanly and has nothing
-    /// against it (A22, A31). One that is not quarantined is preferred.
-    #[must_use]
-    pub fn last_good(&self) -> Option<&Generation> {
-        let good = |g: &&Generation| g.health == Health::Good;
-        let clean = |g: &&Generation| g.health == Health::Unknown && g.clean;
-        let newest = || self.generations.iter().rev();
-        newest()
-            .filter(|g| !g.quarantined)
-            .find(good)
-            .or_else(|| newest().filter(|g| !g.quarantined).find(clean))
-            .or_else(|| newest().find(good))
-            .or_else(|| newest().find(clean))
-    }
-
-    /// Number of generations that count against the capacity.
-    fn counted(&self) -> usize {
-        self.generations.len().saturating_sub(self.salvage_exempt().len())
-    }
-
-    /// The newest salvaged generations, which live outside the capacity (A28).
-    fn salvage_exempt(&self) -> BTreeSet<Seq> {
-        self.generations
-            .iter()
-            .rev()
-            .filter(|generation| generation.kind == Kind::Salvage)
-            .take(SALVAGE_SLOTS)
-            .map(|generation| generation.seq)
-            .collect()
     }
 }
 
@@ -278,13 +255,19 @@ pub enum CommitError {
         /// The run.
         run: RunId,
     },
+    /// The record says that a run ends but has no queue: a new one would hide generations that exist (A5).
+    #[error("container {name} has lost its queue; run `perennial doctor`")]
+    NoQueue {
+        /// The container.
+        name: String,
+    },
 }
 
 /// Commits the exit of a run: one change that appends the generation, evicts by count, and ends the run (A27).
 ///
 /// # Errors
 /// [`CommitError::NotExiting`] where the record is not `Exiting` with this run, for instance because it has been
-/// committed already.
+/// committed already; [`CommitError::NoQueue`] where the record contradicts itself.
 pub fn commit_exit(container: &mut Container, run: &RunId, frozen: Frozen, now: Time) -> Result<Appended, CommitError> {
     let not_exiting = || CommitError::NotExiting { name: container.name.as_str().into(), run: run.clone() };
     let (run, exit) = match &container.phase {
@@ -294,7 +277,9 @@ pub fn commit_exit(container: &mut Container, run: &RunId, frozen: Frozen, now: 
         }
     };
     let policy = container.policy.clone();
-    let queue = container.queue.get_or_insert_with(Queue::default);
+    let name = container.name.as_str().into();
+    let queue = container.queue.as_mut().ok_or(CommitError::NoQueue { name })?;
+    let exit = if queue.held.is_some() { health::set_aside(exit) } else { exit };
     if exit.proves_origin
         && let Some(origin) = run.origin.and_then(|seq| queue.get_mut(seq))
         && origin.health != Health::Damaged
@@ -339,26 +324,9 @@ fn generation_of(run: &Run, exit: &Exit, frozen: Frozen) -> Generation {
         entries,
         pinned: false,
         quarantined: false,
-        clean: exit.health == Health::Good || (exit.health == Health::Unknown && exit.kind == Kind::Exit),
+        clean: exit.clean,
         note: exit.note.clone(),
         by: run.by.clone(),
         extra: BTreeMap::new(),
-    }
-}
-
-impl Container {
-    /// Raises or clears `RetentionBlocked` (A31).
-    pub fn note_retention(&mut self, is_blocked: bool, now: Time) {
-        use crate::container::ConditionKind::RetentionBlocked;
-        if is_blocked {
-            let message = alloc::format!(
-                "every generation is pinned, current or the last good one, so the queue is over its bound ({}); \
-                 unpin one or raise --keep",
-                self.policy.keep
-            );
-            self.raise(RetentionBlocked, now, message);
-        } else {
-            self.clear(RetentionBlocked);
-        }
     }
 }
