@@ -96,6 +96,16 @@ pub fn fold(
     folder.run(should_yield)
 }
 
+/// Returns whether a fold with this layer as `top` was cut off: times of directories are off until it is run again.
+///
+/// # Errors
+/// If the layer's root cannot be read.
+pub fn is_interrupted(top: BorrowedFd<'_>) -> Result<bool, TreeError> {
+    let root = || EntryPath::from_bytes(Vec::new());
+    let times = AttrIo::default().xattr(Target::Open(top), overlay::TIMES).map(|value| value.is_some());
+    times.map_err(|errno| attribute_error("read", &overlay::TIMES.to_string_lossy(), root(), errno))
+}
+
 /// A directory that is in both layers.
 struct Frame {
     /// Its name; the root has none.

@@ -27,6 +27,7 @@ mod links;
 pub mod measure;
 pub mod overlay;
 pub mod remove;
+pub mod roots;
 pub mod stack;
 pub mod walk;
 
@@ -35,6 +36,7 @@ pub use error::{EntryPath, TreeError};
 pub use fingerprint::fingerprint;
 pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};
 pub use measure::{Measure, measure, measure_and_strip};
+pub use roots::{is_empty, root_attrs};
 pub use remove::{move_to_trash, remove_tree};
 pub use stack::{Data, materialize};
 

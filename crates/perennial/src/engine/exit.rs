@@ -15,16 +15,20 @@ use perennial_core::container::{Container, Event, Exit, Phase, Run, StartMode};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::{Appended, Frozen, commit_exit};
 use perennial_core::layers::{Form, LayerKind, LayerRecord};
-use perennial_runtime::oci::OciRuntime;
-use perennial_runtime::{cgroup, mount, network};
+use perennial_runtime::cgroup::Cgroup;
+use perennial_runtime::oci::{OciError, OciRuntime};
+use perennial_runtime::{mount, network};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
-use perennial_store::tree;
+use perennial_store::tree::{self, TreeError};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long one try to unmount lasts; what is left in the container's cgroup is killed before it (A17).
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
+/// The OCI runtime where a container names none.
+const RUNTIME_DEFAULT: &str = "runc";
 /// Bytes of the file that is given back when the disk is full, so that this fact can still be recorded (A34).
 const RESERVE_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -66,7 +70,7 @@ impl Engine {
 
     /// Ends what is left of the container's processes and unmounts its root.
     pub fn leave_union(&self, run: &Run) -> Result<()> {
-        cgroup::kill(&cgroup_of(run), UNMOUNT_DEADLINE)?;
+        Cgroup::at(&cgroup_of(run))?.kill_all(UNMOUNT_DEADLINE)?;
         let merged = self.root.run_dir(&run.id).join("merged");
         match mount::unmount(&merged, UNMOUNT_DEADLINE) {
             Ok(()) => Ok(()),
@@ -84,7 +88,7 @@ impl Engine {
         if self.is_unchanged(run, &upper)? {
             return Ok(Frozen::Unchanged);
         }
-        let measure = tree::measure::measure_and_strip(&upper)?;
+        let measure = tree::measure_and_strip(tree::open_tree(&upper)?.as_fd())?;
         let file = LayerFile {
             id: run.layer.clone(),
             created_at: exit.at,
@@ -125,13 +129,14 @@ impl Engine {
     pub fn is_unchanged(&self, run: &Run, upper: &Path) -> Result<bool> {
         match run.mode {
             StartMode::Mount => {
-                let is_empty = tree::is_empty(upper)?;
-                Ok(is_empty && tree::attrs::same_root(upper, &self.base_root(run))?)
+                let upper = tree::open_tree(upper)?;
+                let is_empty = tree::is_empty(upper.as_fd())?;
+                Ok(is_empty && same_root(upper.as_fd(), tree::open_tree(&self.base_root(run))?.as_fd())?)
             }
             StartMode::Unpack => {
                 let before = std::fs::read(self.root.run_dir(&run.id).join("fingerprint"));
                 match before {
-                    Ok(before) => Ok(before == tree::fingerprint::fingerprint(upper)?),
+                    Ok(before) => Ok(before == tree::fingerprint::fingerprint(tree::open_tree(upper)?.as_fd())?),
                     Err(_) => Ok(false),
                 }
             }
@@ -175,13 +180,18 @@ impl Engine {
         Ok(appended)
     }
 
+    /// Returns the OCI runtime of a container.
+    pub fn runtime(&self, name: Option<&str>) -> std::result::Result<OciRuntime, OciError> {
+        OciRuntime::by_path(name.unwrap_or(RUNTIME_DEFAULT), &self.root.oci_dir())
+    }
+
     /// Frees what a run used besides its upper; everything in it is committed or was never wanted. Repeatable.
     pub fn release_run(&self, run: &Run, runtime: Option<&str>) -> Result<()> {
         let directory = self.root.run_dir(&run.id);
-        if let Ok(runtime) = OciRuntime::by_name(runtime) {
-            runtime.delete(&self.root.oci_dir(), run.id.as_str())?;
+        if let Ok(runtime) = self.runtime(runtime) {
+            runtime.delete(run.id.as_str(), true)?;
         }
-        cgroup::remove(&cgroup_of(run))?;
+        Cgroup::at(&cgroup_of(run))?.remove()?;
         network::teardown(&directory, run.id.as_str())?;
         mount::unmount(&directory.join("merged"), UNMOUNT_DEADLINE)?;
         layer::discard(&self.root, &directory, &format!("run-{}", run.id))?;
@@ -232,6 +242,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether two roots have the same attributes, apart from what overlayfs notes for itself and times of access.
+fn same_root(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> std::result::Result<bool, TreeError> {
+    Ok(tree::root_attrs(a)?.same_apart_from_access(&tree::root_attrs(b)?))
 }
 
 /// The cgroup of a run, relative to each hierarchy's root.

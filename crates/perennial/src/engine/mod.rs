@@ -5,6 +5,7 @@
 //! - [`start`]: from a request to a running process; runs in the supervisor.
 //! - [`exit`]: from the end of the last process to a committed generation.
 //! - [`recover`]: puts right what a process that died has left.
+//! - [`supervise`]: one run from the request to the settled exit.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
 //! - [`views`]: read-only views: browse, diff, copy out.
@@ -18,6 +19,7 @@ pub mod records;
 pub mod recover;
 pub mod settle;
 pub mod start;
+pub mod supervise;
 pub mod views;
 
 use crate::clock;

@@ -9,11 +9,13 @@ use super::records::Doc;
 use crate::failure::Result;
 use perennial_core::container::{Container, Event, Phase, Run, StartMode};
 use perennial_core::generations::health::salvage;
-use perennial_core::id::RunId;
+use perennial_core::id::{ContainerName, RunId};
 use perennial_runtime::mount;
-use perennial_runtime::oci::OciRuntime;
 use perennial_store::layer;
 use perennial_store::root::Wait;
+use perennial_store::tree;
+use std::os::fd::AsFd as _;
+use std::path::Path;
 
 impl Engine {
     /// Finishes what a dead supervisor of this container left. The caller holds the container's lock.
@@ -48,8 +50,8 @@ impl Engine {
 
     /// Ends a run that was starting or running when its supervisor died. Returns whether it left something to save.
     fn end_lost_run(&self, doc: &mut Doc<Container>, run: &Run) -> Result<bool> {
-        if let Ok(runtime) = OciRuntime::by_name(doc.value.spec.runtime.as_deref()) {
-            runtime.delete(&self.root.oci_dir(), run.id.as_str())?;
+        if let Ok(runtime) = self.runtime(doc.value.spec.runtime.as_deref()) {
+            runtime.delete(run.id.as_str(), true)?;
         }
         self.leave_union(run)?;
         if self.left_something(&doc.value, run)? {
@@ -73,6 +75,21 @@ impl Engine {
             && matches!(container.phase, Phase::Starting { .. })
             && self.root.run_dir(&run.id).join("fingerprint").symlink_metadata().is_err();
         Ok(was_mounted && !is_half_made && !self.is_unchanged(run, &upper)?)
+    }
+
+    /// Returns a container to look at, after finishing what a dead supervisor of it left, unless somebody is at it.
+    ///
+    /// # Errors
+    /// Where it is unknown or the records cannot be read.
+    pub fn seen(&self, name: &ContainerName) -> Result<Doc<Container>> {
+        let doc = self.container_named(name)?;
+        if doc.value.phase.run().is_none() {
+            return Ok(doc);
+        }
+        match self.root.lock_container(&doc.value.id, Wait::Never)? {
+            Some(_lock) => self.recover_locked(self.container(&doc.value.id)?),
+            None => Ok(doc),
+        }
     }
 
     /// Recovers every container whose supervisor died; those that others are at are left to them.
@@ -106,8 +123,7 @@ impl Engine {
                 continue;
             }
             let Some(lock) = self.root.lock_run(&run, Wait::Never)? else { continue };
-            let has_content = perennial_store::tree::is_empty(&entry.path().join("upper")).is_ok_and(|empty| !empty);
-            if has_content {
+            if has_content(&entry.path().join("upper")) {
                 continue;
             }
             mount::unmount(&entry.path().join("merged"), std::time::Duration::from_secs(1))?;
@@ -116,4 +132,8 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn has_content(upper: &Path) -> bool {
+    tree::open_tree(upper).is_ok_and(|fd| tree::is_empty(fd.as_fd()).is_ok_and(|is_empty| !is_empty))
 }

@@ -6,7 +6,7 @@
 use super::records::{Doc, Note};
 use super::{Engine, random};
 use crate::failure::Result;
-use perennial_core::container::Container;
+use perennial_core::container::{Container, Run};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, LayerId};
@@ -14,9 +14,20 @@ use perennial_core::layers::{DEPTH_MAX, Fold, Form, LayerKind, LayerRecord, plan
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
-use perennial_store::tree;
+use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+
+/// Opens the roots of trees.
+pub fn open_all(paths: &[PathBuf]) -> std::result::Result<Vec<OwnedFd>, TreeError> {
+    paths.iter().map(|path| tree::open_tree(path)).collect()
+}
+
+/// Borrows what [`open_all`] opened.
+pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+    fds.iter().map(OwnedFd::as_fd).collect()
+}
 
 /// Removes the mark when the lock has been had.
 #[derive(Debug)]
@@ -121,7 +132,7 @@ impl Engine {
     pub fn empty_trash(&self) {
         let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return };
         for entry in entries.flatten() {
-            tree::remove::remove_tree(&entry.path()).ok();
+            tree::remove_tree(&entry.path()).ok();
         }
     }
 
@@ -164,18 +175,60 @@ impl Engine {
         let (top, bottom) = (self.root.layer_tree(&fold.top), self.root.layer_tree(&fold.bottom));
         let trash = self.root.trash_dir().join(format!("fold-{}", LayerId::from_random(random()?)));
         std::fs::create_dir(&trash)?;
-        let yielding = || self.must_yield();
-        let measure = match tree::fold::fold(&top, &bottom, &below, &trash, &yielding)? {
-            tree::fold::FoldOutcome::Done(measure) => measure,
-            tree::fold::FoldOutcome::Yielded => return Ok(false),
+        let (top_root, bottom_root) = (tree::open_tree(&top)?, tree::open_tree(&bottom)?);
+        let (trash, below) = (tree::open_tree(&trash)?, open_all(&below)?);
+        let below = borrow_all(&below);
+        let layers = tree::fold::FoldLayers { top: top_root.as_fd(), bottom: bottom_root.as_fd(), below: &below };
+        let report = match tree::fold(layers, trash.as_fd(), &mut || self.must_yield())? {
+            FoldOutcome::Done(report) => report,
+            FoldOutcome::Yielded(_) => return Ok(false),
         };
         perennial_runtime::mount::syncfs(&bottom)?;
+        let measure = self.measure_after(fold, report, bottom_root.as_fd())?;
         self.commit_fold(fold, measure)?;
         self.discard_layer(&fold.top)?;
         Ok(true)
     }
 
-    fn commit_fold(&self, fold: &Fold, measure: tree::measure::Measure) -> Result<()> {
+    /// Size of the older layer after a fold: counted from what went, measured anew where the fold was resumed.
+    fn measure_after(&self, fold: &Fold, report: FoldReport, bottom: BorrowedFd<'_>) -> Result<Measure> {
+        let (Some(top), Some(below)) = (self.layer(&fold.top)?, self.layer(&fold.bottom)?) else {
+            return Ok(tree::measure(bottom)?);
+        };
+        if report.resumed {
+            return Ok(tree::measure(bottom)?);
+        }
+        let left = |a: u64, b: u64, gone: u64| a.saturating_add(b).saturating_sub(gone);
+        Ok(Measure {
+            bytes: left(top.value.bytes, below.value.bytes, report.bytes_gone),
+            entries: left(top.value.entries, below.value.entries, report.entries_gone),
+            ..Measure::default()
+        })
+    }
+
+    /// Finishes a fold that a crash cut off, before its layers are mounted: until then times of directories are off.
+    ///
+    /// # Errors
+    /// Where the layers cannot be read or changed.
+    pub fn settle_interrupted_fold(&self, run: &Run) -> Result<()> {
+        let trees: Vec<PathBuf> = run.layers.iter().chain(&run.image_layers).map(|id| self.root.layer_tree(id)).collect();
+        for (position, pair) in trees.windows(2).enumerate().take(run.layers.len().saturating_sub(1)) {
+            let [top, bottom] = pair else { continue };
+            let top = tree::open_tree(top)?;
+            if !tree::fold::is_interrupted(top.as_fd())? {
+                continue;
+            }
+            let bottom = tree::open_tree(bottom)?;
+            let below = open_all(trees.get(position.saturating_add(2)..).unwrap_or_default())?;
+            let trash = tree::open_tree(&self.root.trash_dir())?;
+            let below = borrow_all(&below);
+            let layers = tree::fold::FoldLayers { top: top.as_fd(), bottom: bottom.as_fd(), below: &below };
+            tree::fold(layers, trash.as_fd(), &mut || false)?;
+        }
+        Ok(())
+    }
+
+    fn commit_fold(&self, fold: &Fold, measure: Measure) -> Result<()> {
         let _graph = self.root.lock_graph()?;
         let mut transaction = Transaction::new().delete(keys::layer(&fold.top));
         for mut doc in self.containers()? {
@@ -230,12 +283,10 @@ impl Engine {
         let id = LayerId::from_random(random()?);
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
-        let mut go_on = |_: &tree::stack::Progress| !self.must_yield();
-        let made = tree::stack::materialize(&paths(merged), &below, &staging, tree::stack::Data::Link, &mut go_on)?;
-        let Some(measure) = made else {
-            layer::discard(&self.root, &staging, &format!("staging-{id}"))?;
-            return Ok(false);
-        };
+        let (layers, below) = (open_all(&paths(merged))?, open_all(&below)?);
+        let target = tree::open_tree(&staging)?;
+        let measure =
+            tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Link, &mut |_| {})?;
         let origin = LayerOrigin::Merged { of: merged.to_vec() };
         let (bytes, entries) = (measure.bytes, measure.entries);
         layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at: self.now(), origin, bytes, entries })?;

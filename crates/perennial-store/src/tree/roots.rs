@@ -1,0 +1,29 @@
+//! The root directory of a tree: its attributes count as part of the tree, unlike in most tools.
+
+use super::attrs::{AttrIo, Attrs, Target};
+use super::cursor::{EntryStat, read_names};
+use super::error::{EntryPath, TreeError};
+use super::overlay::{Rule, rule};
+use rustix::fd::BorrowedFd;
+
+/// Returns the attributes of a tree's root without overlayfs' private ones.
+///
+/// # Errors
+/// If something cannot be read.
+pub fn root_attrs(tree: BorrowedFd<'_>) -> Result<Attrs, TreeError> {
+    let path = || EntryPath::from_bytes(Vec::new());
+    let stat = EntryStat::of_open(tree).map_err(|errno| TreeError::system("look at", path(), errno))?;
+    let mut attrs = AttrIo::default().read(Target::Open(tree), &stat, &path)?;
+    attrs.xattrs.retain(|name, _| rule(name) == Rule::Keep);
+    Ok(attrs)
+}
+
+/// Returns whether a tree has no entry.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn is_empty(tree: BorrowedFd<'_>) -> Result<bool, TreeError> {
+    let names = read_names(tree);
+    let names = names.map_err(|errno| TreeError::system("read", EntryPath::from_bytes(Vec::new()), errno))?;
+    Ok(names.is_empty())
+}

@@ -1,0 +1,238 @@
+//! One run, from the request to the settled exit: the life of a supervisor.
+//!
+//! The supervisor is this program, started by `run` and `start` and then on its own. It is the parent of the
+//! container's first process, owns its streams, and carries the exit out by itself, whoever else lives or dies.
+
+use super::exit::cgroup_of;
+use super::records::Doc;
+use super::start::{PreparedRun, StartRequest};
+use super::Engine;
+use crate::clock::{self, Stopwatch};
+use crate::failure::{Code, Failure, Result};
+use perennial_core::container::{ConditionKind, Container, Event};
+use perennial_core::generations::health::{RunFacts, judge};
+use perennial_core::id::{RunId, Seq};
+use perennial_core::time::Time;
+use perennial_runtime::logs::LogConfig;
+use perennial_runtime::oci::StartFailure;
+use perennial_runtime::supervise::{HealthPlan, Session, SessionConfig, SessionEvent};
+use perennial_store::root::Wait;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Bytes of one log file, and how many older ones are kept.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const LOG_FILES_MAX: usize = 3;
+/// First and longest time between two tries to save an exit.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(15);
+
+/// What the supervisor tells the one who started it.
+#[derive(Debug)]
+pub enum Report<'a> {
+    /// The process runs.
+    Started {
+        /// The run.
+        run: &'a RunId,
+        /// Process id of its first process.
+        pid: i32,
+    },
+    /// Nothing runs.
+    Failed(&'a Failure),
+    /// The process has ended and its generation is committed, or could not be yet.
+    Exited {
+        /// Exit code.
+        code: i32,
+        /// The generation.
+        seq: Option<Seq>,
+        /// Why it is not committed yet.
+        incomplete: Option<&'a Failure>,
+    },
+    /// A stage was reached after so long.
+    Timing {
+        /// Which.
+        stage: &'static str,
+        /// How long it took since the stage before.
+        took: Duration,
+    },
+}
+
+/// Where reports go.
+pub type Reporter<'a> = &'a mut dyn FnMut(Report<'_>);
+
+/// Supervises one run. `client` is the connection of the one who started it.
+pub fn supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd>, report: Reporter<'_>) {
+    if let Err(failure) = try_supervise(engine, request, client, report) {
+        report(Report::Failed(&failure));
+    }
+}
+
+fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd>, report: Reporter<'_>) -> Result<()> {
+    let watch = Stopwatch::start();
+    let (container_lock, mut prepared) = engine.admit(request)?;
+    report(Report::Timing { stage: "admitted", took: watch.elapsed() });
+    let started = start(engine, &mut prepared, request, client, report);
+    let (mut session, started_at) = match started {
+        Ok(started) => started,
+        Err(failure) => {
+            engine.undo_start(&mut prepared, &failure)?;
+            return Err(failure);
+        }
+    };
+    drop(container_lock);
+    report(Report::Timing { stage: "started", took: watch.elapsed() });
+    let mut last_check_passed = None;
+    let status = session.wait(&mut |event| on_event(engine, &prepared.doc.value, &event, &mut last_check_passed))?;
+    let watch = Stopwatch::start();
+    let facts = RunFacts {
+        started_at: Some(started_at),
+        ended_at: engine.now(),
+        code: status.code,
+        was_stopped: status.stopped_by_request,
+        was_out_of_memory: status.oom,
+        last_check_passed,
+    };
+    let (doc, seq) = save_exit(engine, &prepared, &facts, report)?;
+    report(Report::Timing { stage: "committed", took: watch.elapsed() });
+    report(Report::Exited { code: status.code, seq: Some(seq), incomplete: None });
+    session.finish(Ok(status.code));
+    engine.release_run(&prepared.run, prepared.spec.runtime.as_deref())?;
+    for lock in prepared.locks.drain(..1.min(prepared.locks.len())) {
+        lock.remove_file();
+    }
+    prepared.locks.clear();
+    engine.settle(&doc.value.id)
+}
+
+/// Mounts, writes the bundle and starts the process.
+fn start(
+    engine: &Engine,
+    prepared: &mut PreparedRun,
+    request: &StartRequest,
+    client: Option<OwnedFd>,
+    report: Reporter<'_>,
+) -> Result<(Session, Time)> {
+    let watch = Stopwatch::start();
+    engine.mount_run(prepared)?;
+    report(Report::Timing { stage: "mounted", took: watch.elapsed() });
+    engine.write_bundle(prepared, &request.command)?;
+    let runtime = engine.runtime(prepared.spec.runtime.as_deref())?;
+    let mut session = Session::open(session_config(engine, prepared, client)?)?;
+    let id = prepared.run.id.clone();
+    let cgroup = cgroup_of(&prepared.run);
+    let watch = Stopwatch::start();
+    let started = match session.start(&runtime, id.as_str(), &prepared.bundle, &cgroup) {
+        Ok(started) => started,
+        Err(failure) => {
+            let converted = start_failure(&failure);
+            session.finish(Err(failure));
+            return Err(converted);
+        }
+    };
+    report(Report::Timing { stage: "runtime", took: watch.elapsed() });
+    let at = engine.now();
+    let event = Event::Started { run: id.clone(), pid: started.pid, at };
+    prepared.doc.value = prepared.doc.value.clone().step(event)?;
+    engine.save(&mut prepared.doc, None)?;
+    report(Report::Started { run: &id, pid: started.pid });
+    Ok((session, at))
+}
+
+fn start_failure(failure: &StartFailure) -> Failure {
+    let code = match failure.code {
+        127 => Code::CommandNotFound,
+        126 => Code::NotExecutable,
+        _ => Code::NotStarted,
+    };
+    Failure::new(code, failure).hint("nothing has changed: the generations are as they were")
+}
+
+fn session_config(engine: &Engine, prepared: &PreparedRun, client: Option<OwnedFd>) -> Result<SessionConfig> {
+    let Some(process) = &prepared.process else {
+        return Err(Failure::new(Code::Failed, "the run has no process"));
+    };
+    let logs = engine.log_dir(&prepared.doc.value.id);
+    std::fs::create_dir_all(&logs)?;
+    let health = prepared.spec.health.clone().map(|check| HealthPlan { check, process: process.clone() });
+    Ok(SessionConfig {
+        tty: process.tty,
+        interactive: process.interactive,
+        log: LogConfig { path: logs.join("log"), bytes_max: LOG_BYTES_MAX, files_max: LOG_FILES_MAX },
+        control_socket: engine.root.run_dir(&prepared.run.id).join("control.sock"),
+        first_client: client,
+        health,
+        stop_signal: process.stop_signal,
+        stop_timeout: Duration::from_secs(u64::from(process.stop_timeout_s)),
+    })
+}
+
+/// Records what health checks say; a record that cannot be written now will be with the next change.
+fn on_event(engine: &Engine, container: &Container, event: &SessionEvent, last_check_passed: &mut Option<bool>) {
+    let change = |change: &dyn Fn(&mut Container)| {
+        let Ok(mut doc) = engine.container(&container.id) else { return };
+        change(&mut doc.value);
+        engine.save(&mut doc, None).ok();
+    };
+    match event {
+        SessionEvent::Healthy => {
+            *last_check_passed = Some(true);
+            change(&|container| container.clear(ConditionKind::Unhealthy));
+        }
+        SessionEvent::Unhealthy { message } => {
+            *last_check_passed = Some(false);
+            let now = engine.now();
+            change(&|container| container.raise(ConditionKind::Unhealthy, now, message.clone()));
+        }
+        SessionEvent::StopRequested | SessionEvent::Killed | SessionEvent::LogFailed { .. } => {}
+    }
+}
+
+/// Commits the exit, trying until it succeeds: the run's directory is the only copy of what it changed.
+fn save_exit(
+    engine: &Engine,
+    prepared: &PreparedRun,
+    facts: &RunFacts,
+    report: Reporter<'_>,
+) -> Result<(Doc<Container>, Seq)> {
+    let id = prepared.doc.value.id.clone();
+    let mut pause = RETRY_FIRST;
+    let mut is_reported = false;
+    loop {
+        let lock = engine.root.lock_container(&id, Wait::Forever)?;
+        let mut doc = engine.container(&id)?;
+        let exit = judge(facts, doc.value.policy.good_after_s);
+        let saved = end_and_finish(engine, &mut doc, prepared, exit);
+        drop(lock);
+        match saved {
+            Ok(seq) => return Ok((doc, seq)),
+            Err(failure) if doc.value.phase.run().map(|run| &run.id) != Some(&prepared.run.id) => return Err(failure),
+            Err(failure) => {
+                if !is_reported {
+                    report(Report::Exited { code: facts.code, seq: None, incomplete: Some(&failure) });
+                    is_reported = true;
+                }
+            }
+        }
+        clock::wait(pause);
+        pause = pause.saturating_mul(2).min(RETRY_LONGEST);
+    }
+}
+
+fn end_and_finish(
+    engine: &Engine,
+    doc: &mut Doc<Container>,
+    prepared: &PreparedRun,
+    exit: perennial_core::container::Exit,
+) -> Result<Seq> {
+    if !matches!(doc.value.phase, perennial_core::container::Phase::Exiting { .. }) {
+        engine.record_end(doc, &prepared.run, exit)?;
+    }
+    Ok(engine.finish_exit(doc)?.seq)
+}
+
+impl Engine {
+    /// Returns where a container's output is logged; it outlives its runs.
+    pub fn log_dir(&self, id: &perennial_core::id::ContainerId) -> std::path::PathBuf {
+        self.root.path().join("logs").join(id.as_str())
+    }
+}
