@@ -33,7 +33,7 @@ line"
         mkdir -p "$(printf 'long%.0s' {1..30})/$(printf 'name%.0s' {1..40})"; touch "$(printf 'long%.0s' {1..30})/$(printf 'name%.0s' {1..40})/f"
         touch -d '1969-07-20T20:17:40Z' deep/a; touch -d '2001-02-03T04:05:06Z' etc usr
         cd ../..
-        umoci repack --image img:base b >/dev/null
+        umoci repack --refresh-bundle --image img:base b >/dev/null
         cd b/rootfs
         rm -r opt/gone gone-tree dir-to-file file-to-dir opt/three
         mkdir file-to-dir; echo in > file-to-dir/in; echo now-a-file > dir-to-file

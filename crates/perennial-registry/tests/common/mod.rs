@@ -1,5 +1,5 @@
 //! What the tests share: a store in a temporary directory, union mounts, and listings of trees to compare.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 #![allow(clippy::allow_attributes, reason = "whether a part is used differs from file to file")]
 #![allow(clippy::disallowed_methods, reason = "tests write files and need no crash safety")]
 
