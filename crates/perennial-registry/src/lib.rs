@@ -1,1 +1,32 @@
-//! OCI images: import, apply, pull.
+//! OCI images: where they come from, and how they become layers of a store.
+//!
+//! - [`source`]: `oci:`, `oci-archive:`, `docker-archive:` and `rootfs:` as people write them.
+//! - [`import`]: brings an image from such a source into a store, which it knows as a [`LayerTarget`].
+//! - [`apply`]: writes one layer archive as a directory in overlay form; hostile archives are refused.
+//! - [`progress`]: what a long import tells while it works.
+//!
+//! This crate knows no store and no clock.
+
+pub mod apply;
+pub mod digest;
+pub mod import;
+pub mod manifest;
+pub mod progress;
+pub mod rootfs;
+pub mod source;
+
+mod attributes;
+mod beneath;
+mod blobs;
+mod compression;
+mod contents;
+mod lowers;
+mod tarball;
+
+pub use apply::{ApplyError, Limits, LinkReason};
+pub use beneath::NameError;
+pub use import::{ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, TargetError, import};
+pub use manifest::{ManifestError, Platform};
+pub use progress::{Event, Phase, Progress};
+pub use source::{Source, SourceError};
+pub use tarball::TarError;
