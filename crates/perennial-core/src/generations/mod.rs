@@ -192,7 +192,6 @@ pub enum Frozen {
 }
 
 /// Result of an append.
-#[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
     /// The new tail.

@@ -11,7 +11,6 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// What a rollback would change; printed by `--dry-run`.
-#[must_use]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RollbackPlan {
     /// Generation that becomes current.
