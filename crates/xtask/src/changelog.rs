@@ -3,6 +3,7 @@
 //! A note is a file `changes/unreleased/SUBJECT.md`; its first line is `KIND: what a user notices`, and more lines may
 //! follow. The notes of a version become one section, put above the older ones, and their files are deleted.
 
+use crate::files;
 use anyhow::Context as _;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -81,7 +82,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", changelog.display())),
     };
-    write_whole(&changelog, &with_section(&older, &section))?;
+    files::write_whole(&changelog, &with_section(&older, &section))?;
     for file in files {
         std::fs::remove_file(&file).with_context(|| format!("cannot delete {}", file.display()))?;
     }
@@ -110,17 +111,6 @@ fn with_section(older: &str, section: &str) -> String {
     const TITLE: &str = "# Changes\n";
     let older = older.strip_prefix(TITLE).unwrap_or(older).trim_start();
     if older.is_empty() { format!("{TITLE}\n{section}") } else { format!("{TITLE}\n{section}\n{older}") }
-}
-
-/// Writes a file so that a reader sees the old or the new text, never a part.
-fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    let temporary = path.with_extension("new");
-    let mut file =
-        std::fs::File::create(&temporary).with_context(|| format!("cannot create {}", temporary.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", temporary.display()))?;
-    file.sync_all().with_context(|| format!("cannot write {}", temporary.display()))?;
-    std::fs::rename(&temporary, path).with_context(|| format!("cannot replace {}", path.display()))
 }
 
 #[cfg(test)]

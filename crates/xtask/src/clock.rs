@@ -14,3 +14,9 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let result = work();
     (result, begin.elapsed())
 }
+
+/// Waits.
+#[expect(clippy::disallowed_methods, reason = "a benchmark waits for real time; nothing here is simulated")]
+pub(crate) fn wait(duration: Duration) {
+    std::thread::sleep(duration);
+}

@@ -4,9 +4,11 @@
 //! Does not know: anything about the crates it checks but their names, their text and their command line.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a chore talks to the person who started it")]
 
+mod bench;
 mod changelog;
 mod ci;
 mod clock;
+mod files;
 mod tidy;
 
 use anyhow::Context as _;
@@ -28,6 +30,8 @@ enum Chore {
     Ci(ci::Options),
     /// Checks what the compiler and clippy cannot: crate edges, lists in documents, file sizes, formats, leftovers.
     Tidy,
+    /// Measures Perennial beside its peers, in one run.
+    Bench(bench::Options),
     /// Collects the files of `changes/unreleased/` into `CHANGELOG.md` under a version.
     Changelog(changelog::Options),
 }
@@ -47,6 +51,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.chore {
         Chore::Ci(options) => ci::run(&root, &options),
         Chore::Tidy => tidy::run(&root),
+        Chore::Bench(options) => bench::run(&root, &options),
         Chore::Changelog(options) => changelog::run(&root, &options),
     }
 }

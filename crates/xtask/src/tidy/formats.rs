@@ -7,7 +7,7 @@
 //! - Versions: 1, 2
 //! ```
 //!
-//! and `testdata/formats/NAME/` holds exactly one file for each version: `v1`, `v2`, with any extension.
+//! and `testdata/formats/` holds exactly one file for each version: `NAME-v1.json`, `NAME-v2.json`, with any extension.
 
 use super::{Problem, Tree, markdown};
 use std::collections::BTreeSet;
@@ -20,10 +20,14 @@ pub(super) fn check(tree: &Tree) -> Vec<Problem> {
     let names: BTreeSet<&str> =
         tree.below(PAGES).filter(|path| *path != "README.md").filter_map(|path| path.strip_suffix(".md")).collect();
     let mut problems: Vec<Problem> = names.iter().flat_map(|name| check_format(tree, name)).collect();
-    let with_files: BTreeSet<&str> = tree.below(FROZEN).filter_map(|path| Some(path.split_once('/')?.0)).collect();
-    problems.extend(with_files.difference(&names).map(|name| {
-        Problem::of_file(&format!("{FROZEN}/{name}"), format!("the format has no page {PAGES}/{name}.md"))
-    }));
+    for file in tree.below(FROZEN) {
+        let text = match parse_frozen(file) {
+            None => "the name is not NAME-v1, NAME-v2, … with an extension".to_owned(),
+            Some((name, _)) if !names.contains(name) => format!("the format has no page {PAGES}/{name}.md"),
+            Some(_) => continue,
+        };
+        problems.push(Problem::of_file(&format!("{FROZEN}/{file}"), text));
+    }
     problems
 }
 
@@ -38,33 +42,32 @@ fn check_format(tree: &Tree, name: &str) -> Vec<Problem> {
         }
         Some(_) => {}
     }
-    let Some(versions) = field(text, "- Versions:").and_then(parse_versions) else {
-        problems.push(Problem::of_file(&page, "there is no line \"- Versions: 1, 2, …\""));
-        return problems;
-    };
-    problems.extend(check_frozen(tree, name, &versions));
+    match field(text, "- Versions:").and_then(parse_versions) {
+        None => problems.push(Problem::of_file(&page, "there is no line \"- Versions: 1, 2, …\"")),
+        Some(versions) => problems.extend(check_versions(tree, name, &versions)),
+    }
     problems
 }
 
-fn check_frozen(tree: &Tree, name: &str, versions: &BTreeSet<u32>) -> Vec<Problem> {
-    let directory = format!("{FROZEN}/{name}");
+fn check_versions(tree: &Tree, name: &str, versions: &BTreeSet<u32>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
-    for file in tree.below(&directory) {
-        match file_version(file) {
-            None => problems.push(Problem::of_file(&format!("{directory}/{file}"), "the name is not v1, v2, …")),
-            Some(version) if !versions.contains(&version) => {
-                problems.push(Problem::of_file(&format!("{directory}/{file}"), "its page does not list this version"));
-            }
-            Some(version) if !seen.insert(version) => {
-                problems.push(Problem::of_file(&format!("{directory}/{file}"), "a version has one frozen file"));
-            }
-            Some(_) => {}
+    for file in tree.below(FROZEN) {
+        let Some((_, version)) = parse_frozen(file).filter(|(of, _)| *of == name) else { continue };
+        let path = format!("{FROZEN}/{file}");
+        if !versions.contains(&version) {
+            problems.push(Problem::of_file(&path, "its page does not list this version"));
+        } else if !seen.insert(version) {
+            problems.push(Problem::of_file(&path, "a version has one frozen file"));
         }
     }
     let missing = versions.difference(&seen);
-    problems
-        .extend(missing.map(|version| Problem::of_file(&directory, format!("version {version} has no frozen file"))));
+    problems.extend(missing.map(|version| {
+        Problem::of_file(
+            &format!("{PAGES}/{name}.md"),
+            format!("version {version} has no file {FROZEN}/{name}-v{version}"),
+        )
+    }));
     problems
 }
 
@@ -76,8 +79,10 @@ fn parse_versions(value: &str) -> Option<BTreeSet<u32>> {
     value.split(',').map(|version| version.trim().parse().ok()).collect()
 }
 
-fn file_version(file: &str) -> Option<u32> {
-    file.split('.').next()?.strip_prefix('v')?.parse().ok()
+/// Returns the format and the version that `NAME-v1.json` stands for.
+fn parse_frozen(file: &str) -> Option<(&str, u32)> {
+    let (name, version) = file.split_once('.').map_or(file, |(stem, _)| stem).rsplit_once("-v")?;
+    Some((name, version.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -97,8 +102,8 @@ mod tests {
             ("docs/formats/README.md", "no format"),
             ("docs/formats/record.md", PAGE),
             CODEC,
-            ("testdata/formats/record/v1.json", ""),
-            ("testdata/formats/record/v2.json", ""),
+            ("testdata/formats/record-v1.json", ""),
+            ("testdata/formats/record-v2.json", ""),
         ];
         assert_eq!(problems(&files), [""; 0]);
     }
@@ -108,14 +113,14 @@ mod tests {
         let files = [
             ("docs/formats/record.md", PAGE),
             CODEC,
-            ("testdata/formats/record/v1.bin", ""),
-            ("testdata/formats/record/v1.json", ""),
+            ("testdata/formats/record-v1.bin", ""),
+            ("testdata/formats/record-v1.json", ""),
         ];
         assert_eq!(
             problems(&files),
             [
-                "testdata/formats/record/v1.json: a version has one frozen file",
-                "testdata/formats/record: version 2 has no frozen file",
+                "testdata/formats/record-v1.json: a version has one frozen file",
+                "docs/formats/record.md: version 2 has no file testdata/formats/record-v2",
             ]
         );
     }
@@ -125,18 +130,18 @@ mod tests {
         let files = [
             ("docs/formats/record.md", PAGE),
             CODEC,
-            ("testdata/formats/record/v1.json", ""),
-            ("testdata/formats/record/v2.json", ""),
-            ("testdata/formats/record/v3.json", ""),
-            ("testdata/formats/record/old", ""),
-            ("testdata/formats/layer/v1.json", ""),
+            ("testdata/formats/record-v1.json", ""),
+            ("testdata/formats/record-v2.json", ""),
+            ("testdata/formats/record-v3.json", ""),
+            ("testdata/formats/record.json", ""),
+            ("testdata/formats/layer-v1.json", ""),
         ];
         assert_eq!(
             problems(&files),
             [
-                "testdata/formats/record/old: the name is not v1, v2, …",
-                "testdata/formats/record/v3.json: its page does not list this version",
-                "testdata/formats/layer: the format has no page docs/formats/layer.md",
+                "testdata/formats/record-v3.json: its page does not list this version",
+                "testdata/formats/layer-v1.json: the format has no page docs/formats/layer.md",
+                "testdata/formats/record.json: the name is not NAME-v1, NAME-v2, … with an extension",
             ]
         );
     }
@@ -150,12 +155,9 @@ mod tests {
                 "docs/formats/record.md: there is no line \"- Versions: 1, 2, …\"",
             ]
         );
+        let frozen = [("testdata/formats/record-v1.json", ""), ("testdata/formats/record-v2.json", "")];
         assert_eq!(
-            problems(&[
-                ("docs/formats/record.md", PAGE),
-                ("testdata/formats/record/v1", ""),
-                ("testdata/formats/record/v2", "")
-            ]),
+            problems(&[&[("docs/formats/record.md", PAGE)], frozen.as_slice()].concat()),
             ["docs/formats/record.md: the codec crates/core/src/format.rs does not exist"]
         );
     }

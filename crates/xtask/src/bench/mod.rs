@@ -1,0 +1,47 @@
+//! `cargo xtask bench`: Perennial beside its peers, in one run, on a file system made for it.
+//!
+//! Samples of all tools and sizes are interleaved and the order turns from round to round, so that what else the machine
+//! does falls on all of them alike; ratios are what to read. Everything is measured from outside, in the same way for
+//! every tool (see [`session`]).
+//!
+//! ```text
+//! leave_and_return  the benchmark: environments, rounds, targets
+//! session           one run in a container and its two times
+//! peers             how each tool starts a run and saves it
+//! scratch           the journaled file system everything lies on
+//! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
+//! memory            what a supervisor holds while its container idles
+//! report            medians, ratios, Markdown
+//! ```
+
+mod command;
+mod environment;
+mod leave_and_return;
+mod memory;
+mod peers;
+mod report;
+mod scratch;
+mod session;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Options of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Benchmark {
+    /// Exit and start of a container that changed 50 files, at several sizes, beside podman and the bare OCI runtime.
+    LeaveAndReturn(leave_and_return::Options),
+}
+
+/// Runs the chosen benchmark.
+pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
+    match &options.benchmark {
+        Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
+    }
+}
