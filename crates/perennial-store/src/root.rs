@@ -272,6 +272,14 @@ impl Root {
         self.lock(&format!("layer-{layer}"), mode, wait)
     }
 
+    /// Locks images: shared by an import, whose layers nothing names yet, exclusive for freeing image layers.
+    ///
+    /// # Errors
+    /// [`RootError::Io`]; `Ok(None)` where it is held by another and `wait` is [`Wait::Never`].
+    pub fn lock_images(&self, mode: LockMode, wait: Wait) -> Result<Option<Lock>, RootError> {
+        self.lock("images", mode, wait)
+    }
+
     /// Takes the lock `name`; where its file was removed meanwhile, starts over with the new one.
     fn lock(&self, name: &str, mode: LockMode, wait: Wait) -> Result<Option<Lock>, RootError> {
         let path = self.path.join("locks").join(name);

@@ -12,8 +12,8 @@ pub const LAYERS: &str = "layer/";
 pub const IMAGES: &str = "image/";
 /// Prefix of the records that map an image's name to its digest.
 pub const TAGS: &str = "tag/";
-/// Prefix of the records that map the digest of an image layer's content to the layer.
-pub const DIFFS: &str = "diff/";
+/// Prefix of the records that map an image layer's chain id to the layer.
+pub const CHAINS: &str = "chain/";
 /// Prefix of the records of read-only views.
 pub const VIEWS: &str = "view/";
 
@@ -47,10 +47,10 @@ pub fn tag(name: &str) -> String {
     format!("{TAGS}{name}")
 }
 
-/// Returns the key of an image layer's content.
+/// Returns the key of an image layer, by its chain id (OCI image specification, "Layer ChainID").
 #[must_use]
-pub fn diff(diff_id: &Digest) -> String {
-    format!("{DIFFS}{diff_id}")
+pub fn chain(chain_id: &Digest) -> String {
+    format!("{CHAINS}{chain_id}")
 }
 
 /// Returns the prefix of a container's event log.

@@ -276,6 +276,8 @@ impl Engine {
             sizes.push((id.clone(), self.layer(id)?.map_or(0, |record| record.value.entries)));
         }
         let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(false) };
+        // Keeps `gc` from taking the new layer, which nothing names yet, for a leftover.
+        let Some(_images) = self.root.lock_images(LockMode::Shared, Wait::Never)? else { return Ok(false) };
         let (merged, rest) = current.layers.split_at(count.min(current.layers.len()));
         let image = self.image(&current.image)?.value;
         let paths = |ids: &[LayerId]| ids.iter().map(|id| self.root.layer_tree(id)).collect::<Vec<_>>();
