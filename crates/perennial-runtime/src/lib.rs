@@ -1,1 +1,29 @@
-//! One container on the kernel.
+//! One container on the kernel: its root mounted, its process started, watched and ended.
+//!
+//! This crate knows no store, no generations and no records: its callers hand it directories and settings.
+//! It takes its time from [`clock`] alone.
+//!
+//! - [`mount`]: the union of layers and an upper directory; unmounting it; what is mounted where.
+//! - [`probe`]: what this machine can do, found out by trying.
+//! - [`user`]: names of users looked up in the container's own files.
+//! - [`bundle`], [`seccomp`], [`capabilities`]: the OCI `config.json` of a run.
+//! - [`oci`]: the OCI runtime (`runc`, `crun`) by its command line.
+//! - [`cgroup`]: who is left in a container's cgroup, and whether memory ran out.
+//! - [`network`]: network namespaces, bridge addresses, `resolv.conf`.
+//! - [`supervise`]: the event loop around one run; [`attach`] is its other end.
+//! - [`logs`]: what a container has printed.
+
+pub mod attach;
+pub mod bundle;
+pub mod capabilities;
+pub mod cgroup;
+pub mod clock;
+pub mod logs;
+pub mod mount;
+pub mod network;
+pub mod oci;
+pub mod probe;
+pub mod seccomp;
+mod signals;
+pub mod supervise;
+pub mod user;

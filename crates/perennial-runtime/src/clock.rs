@@ -1,0 +1,34 @@
+//! The only place of this crate that reads a clock or waits for time to pass.
+
+use perennial_core::time::Time;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
+
+/// Returns the time since an arbitrary start that never goes back; it does not count time asleep.
+#[must_use]
+pub fn monotonic() -> Duration {
+    duration_of(clock_gettime(ClockId::Monotonic))
+}
+
+/// Returns the instant now, for display in logs.
+#[must_use]
+pub fn wall() -> Time {
+    let now = clock_gettime(ClockId::Realtime);
+    Time::from_unix_nanos(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
+}
+
+/// Waits for `span`, or less if a signal comes in.
+pub fn pause(span: Duration) {
+    // An interrupted wait is a short wait; every caller looks at its condition again.
+    let _: rustix::thread::NanosleepRelativeResult = rustix::thread::nanosleep(&timespec_of(span));
+}
+
+/// Converts a span for system calls.
+#[must_use]
+pub fn timespec_of(span: Duration) -> Timespec {
+    Timespec { tv_sec: i64::try_from(span.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(span.subsec_nanos()) }
+}
+
+fn duration_of(time: Timespec) -> Duration {
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
