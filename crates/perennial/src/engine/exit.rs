@@ -17,7 +17,7 @@ use perennial_core::generations::{Appended, Frozen, commit_exit};
 use perennial_core::layers::{Form, LayerKind, LayerRecord};
 use perennial_runtime::cgroup::Cgroup;
 use perennial_runtime::oci::{OciError, OciRuntime};
-use perennial_runtime::{mount, network};
+use perennial_runtime::mount;
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
 use perennial_store::tree::{self, TreeError};
@@ -192,7 +192,7 @@ impl Engine {
             runtime.delete(run.id.as_str(), true)?;
         }
         Cgroup::at(&cgroup_of(run))?.remove()?;
-        network::teardown(&directory, run.id.as_str())?;
+        self.disconnect(run)?;
         mount::unmount(&directory.join("merged"), UNMOUNT_DEADLINE)?;
         layer::discard(&self.root, &directory, &format!("run-{}", run.id))?;
         Ok(())

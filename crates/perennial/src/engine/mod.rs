@@ -9,12 +9,14 @@
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
 //! - [`views`]: read-only views: browse, diff, copy out.
+//! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
 pub mod create;
 pub mod exit;
 pub mod history;
 pub mod images;
+pub mod net;
 pub mod records;
 pub mod recover;
 pub mod settle;

@@ -16,10 +16,10 @@ use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::image::Image;
 use perennial_core::process::{Process, ProcessFacts, resolve, user_of};
-use perennial_core::spec::{ContainerSpec, Network};
-use perennial_runtime::bundle::{self, BundlePlan, HostFacts, NetworkPlan};
+use perennial_core::spec::ContainerSpec;
+use perennial_runtime::bundle::{self, BundlePlan, HostFacts};
 use perennial_runtime::mount::{self, OverlayPlan, Upper};
-use perennial_runtime::{cgroup, network, user};
+use perennial_runtime::{cgroup, user};
 use perennial_store::root::{Lock, LockMode, Wait};
 use perennial_store::tree::{self, Data};
 use std::os::fd::AsFd as _;
@@ -216,15 +216,8 @@ impl Engine {
         let command = (!command.is_empty()).then_some(command);
         let facts = ProcessFacts { user, hostname: hostname.clone() };
         let process = resolve(spec, &image.config, command, &facts).map_err(|error| not_started(error.into()))?;
-        let network = match spec.network {
-            Network::Host => NetworkPlan::Host,
-            Network::None => NetworkPlan::Empty,
-            Network::Bridge => NetworkPlan::Namespace(network::setup(self.root.path(), &directory, run.id.as_str())?),
-        };
-        let resolv_conf = match spec.network {
-            Network::Host | Network::Bridge => network::write_resolv_conf(&directory)?,
-            Network::None => None,
-        };
+        let network = self.connect(run, spec.network)?;
+        let resolv_conf = self.name_service(run, spec.network)?;
         let init = if spec.init { Some(bundle::find_init()?) } else { None };
         let plan = BundlePlan {
             process: &process,

@@ -12,6 +12,8 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event};
 use perennial_core::generations::health::{RunFacts, judge};
 use perennial_core::id::{RunId, Seq};
+use perennial_core::process::{ExecSettings, Process, resolve_exec};
+use perennial_core::spec::HealthCheck;
 use perennial_core::time::Time;
 use perennial_runtime::logs::LogConfig;
 use perennial_runtime::oci::StartFailure;
@@ -22,7 +24,7 @@ use std::time::Duration;
 
 /// Bytes of one log file, and how many older ones are kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
-const LOG_FILES_MAX: usize = 3;
+const LOG_FILES_MAX: u32 = 3;
 /// First and longest time between two tries to save an exit.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
@@ -153,7 +155,7 @@ fn session_config(engine: &Engine, prepared: &PreparedRun, client: Option<OwnedF
     };
     let logs = engine.log_dir(&prepared.doc.value.id);
     std::fs::create_dir_all(&logs)?;
-    let health = prepared.spec.health.clone().map(|check| HealthPlan { check, process: process.clone() });
+    let health = prepared.spec.health.clone().map(|check| health_plan(check, process)).transpose()?;
     Ok(SessionConfig {
         tty: process.tty,
         interactive: process.interactive,
@@ -164,6 +166,16 @@ fn session_config(engine: &Engine, prepared: &PreparedRun, client: Option<OwnedF
         stop_signal: process.stop_signal,
         stop_timeout: Duration::from_secs(u64::from(process.stop_timeout_s)),
     })
+}
+
+/// A single element is a shell command, several are a program and its arguments.
+fn health_plan(check: HealthCheck, base: &Process) -> Result<HealthPlan> {
+    let command = match check.command.as_slice() {
+        [line] => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
+        words => words.to_vec(),
+    };
+    let process = resolve_exec(base, &ExecSettings { command, ..ExecSettings::default() })?;
+    Ok(HealthPlan { check, process })
 }
 
 /// Records what health checks say; a record that cannot be written now will be with the next change.
@@ -178,9 +190,10 @@ fn on_event(engine: &Engine, container: &Container, event: &SessionEvent, last_c
             *last_check_passed = Some(true);
             change(&|container| container.clear(ConditionKind::Unhealthy));
         }
-        SessionEvent::Unhealthy { message } => {
+        SessionEvent::Unhealthy { failures } => {
             *last_check_passed = Some(false);
             let now = engine.now();
+            let message = format!("its health check failed {failures} times in a row");
             change(&|container| container.raise(ConditionKind::Unhealthy, now, message.clone()));
         }
         SessionEvent::StopRequested | SessionEvent::Killed | SessionEvent::LogFailed { .. } => {}
