@@ -173,10 +173,16 @@ fn clean(directory: &[u8], path: &[u8]) -> Vec<u8> {
 }
 
 /// A part of a file.
-struct Section {
+pub(crate) struct Section {
     file: Rc<File>,
     at: u64,
     end: u64,
+}
+
+impl Section {
+    pub(crate) fn new(file: Rc<File>, at: u64, end: u64) -> Self {
+        Self { file, at, end }
+    }
 }
 
 impl Read for Section {

@@ -269,7 +269,19 @@ pub fn import(
     }
 }
 
+pub(crate) use documents::{describe, digest_of};
 pub(crate) use layers::{chain, write_archive, write_tree};
+
+/// Imports an image described already, whose blobs are in `place`.
+pub(crate) fn import_described(
+    place: &Place<'_>,
+    described: Described,
+    options: &ImportOptions,
+    target: &mut dyn LayerTarget,
+    progress: &dyn Progress,
+) -> Result<Imported, ImportError> {
+    layers::write(place, described, options, target, progress)
+}
 
 /// Blobs and what people call the place they are in.
 pub(crate) struct Place<'a> {

@@ -3,15 +3,18 @@
 //! - [`source`]: `oci:`, `oci-archive:`, `docker-archive:` and `rootfs:` as people write them.
 //! - [`import`]: brings an image from such a source into a store, which it knows as a [`LayerTarget`].
 //! - [`apply`]: writes one layer archive as a directory in overlay form; hostile archives are refused.
+//! - [`pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.
 
 pub mod apply;
+pub mod credentials;
 pub mod digest;
 pub mod import;
 pub mod manifest;
 pub mod progress;
+pub mod pull;
 pub mod rootfs;
 pub mod source;
 
@@ -28,5 +31,6 @@ pub use beneath::NameError;
 pub use import::{ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, TargetError, import};
 pub use manifest::{ManifestError, Platform};
 pub use progress::{Event, Phase, Progress};
+pub use pull::{PullError, PullOptions, pull};
 pub use source::{Source, SourceError};
 pub use tarball::TarError;

@@ -12,6 +12,7 @@ mod sparse;
 
 use header::{Header, Layout};
 use pax::Pax;
+pub(crate) use pax::base64_decoded;
 use std::io::{self, Read};
 
 /// Size of a tar block.

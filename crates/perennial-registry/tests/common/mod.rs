@@ -216,3 +216,121 @@ impl Progress for Told {
         self.0.borrow_mut().push(format!("{event:?}"));
     }
 }
+
+pub fn sha256(bytes: &[u8]) -> Digest {
+    perennial_registry::digest::of_bytes(bytes)
+}
+
+/// A tar archive written header by header, so that it can say what no tool would write.
+#[derive(Default)]
+pub struct Tar(pub Vec<u8>);
+
+impl Tar {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an entry with a raw name, type flag, link name and content.
+    pub fn raw(mut self, name: &[u8], flag: u8, link: &[u8], content: &[u8]) -> Self {
+        self.push(name, flag, link, content, 0o644);
+        self
+    }
+
+    pub fn push(&mut self, name: &[u8], flag: u8, link: &[u8], content: &[u8], mode: u32) {
+        let mut header = tar::Header::new_ustar();
+        let bytes = header.as_mut_bytes();
+        bytes[..name.len()].copy_from_slice(name);
+        bytes[156] = flag;
+        bytes[157..157 + link.len()].copy_from_slice(link);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_000_000_000);
+        header.set_size(content.len() as u64);
+        header.set_device_major(0).unwrap();
+        header.set_device_minor(0).unwrap();
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.data(content);
+    }
+
+    pub fn data(&mut self, content: &[u8]) {
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+    }
+
+    pub fn file(self, name: &str, content: &[u8]) -> Self {
+        self.raw(name.as_bytes(), b'0', b"", content)
+    }
+
+    pub fn dir(mut self, name: &str) -> Self {
+        self.push(name.as_bytes(), b'5', b"", b"", 0o755);
+        self
+    }
+
+    pub fn symlink(self, name: &str, target: &str) -> Self {
+        self.raw(name.as_bytes(), b'2', target.as_bytes(), b"")
+    }
+
+    pub fn link(self, name: &str, target: &str) -> Self {
+        self.raw(name.as_bytes(), b'1', target.as_bytes(), b"")
+    }
+
+    /// Adds PAX records for the entry that follows.
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut body = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            while length != rest + length.to_string().len() {
+                length = rest + length.to_string().len();
+            }
+            body.extend_from_slice(format!("{length} {key}=").as_bytes());
+            body.extend_from_slice(value);
+            body.push(b'\n');
+        }
+        self.raw(b"pax", b'x', b"", &body)
+    }
+
+    pub fn end(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+/// Writes an OCI layout of uncompressed layers, oldest first.
+pub fn layout(dir: &Path, layers: &[Vec<u8>]) {
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |bytes: &[u8]| {
+        let digest = sha256(bytes);
+        std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
+        digest
+    };
+    let descriptors: Vec<String> = layers
+        .iter()
+        .map(|layer| {
+            let digest = put(layer);
+            let size = layer.len();
+            format!(r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"{digest}","size":{size}}}"#)
+        })
+        .collect();
+    let diff_ids: Vec<String> = layers.iter().map(|layer| format!("\"{}\"", sha256(layer))).collect();
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        diff_ids.join(",")
+    );
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":{}}},"layers":[{}]}}"#,
+        put(config.as_bytes()),
+        config.len(),
+        descriptors.join(",")
+    );
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{}","size":{}}}]}}"#,
+        put(manifest.as_bytes()),
+        manifest.len()
+    );
+    std::fs::write(dir.join("index.json"), index).unwrap();
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
