@@ -155,12 +155,17 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
             let code = match cause {
                 ChooseError::Damaged { .. } => Code::Damaged,
                 ChooseError::Ambiguous { .. } => Code::Usage,
+                ChooseError::Changed { .. } => Code::Conflict,
                 ChooseError::Empty
                 | ChooseError::UnknownSeq { .. }
                 | ChooseError::NoneAsOld { .. }
+                | ChooseError::OnlyQuarantinedGood { .. }
                 | ChooseError::NoneGood => Code::NotFound,
             };
             return (code, Some("`perennial generations` lists what there is".into()));
+        }
+        if let Some(cause) = cause.downcast_ref::<perennial_registry::PullError>() {
+            return (Code::Failed, cause.hint().map(str::to_owned));
         }
         if cause.downcast_ref::<perennial_core::container::IllegalEvent>().is_some() {
             return (Code::Conflict, Some("`perennial ps` shows its state".into()));

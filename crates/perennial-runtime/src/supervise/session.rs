@@ -204,6 +204,8 @@ impl Session {
     /// is to be committed.
     pub fn finish(mut self, outcome: Result<i32, StartFailure>) {
         self.accept();
+        // A packet socket that is closed with something unread takes what it has sent back from the other side.
+        self.read_clients(&mut |_| {});
         let reply = match outcome {
             Ok(code) => Reply::Exit(code),
             Err(failure) => Reply::Failed { code: failure.code, message: failure.message },
@@ -211,6 +213,7 @@ impl Session {
         self.clients.iter_mut().for_each(|client| client.tell(&reply));
         let end = clock::monotonic().saturating_add(FAREWELL_MAX);
         loop {
+            self.read_clients(&mut |_| {});
             self.clients.retain(|client| !client.is_drained());
             let now = clock::monotonic();
             if self.clients.is_empty() || now >= end {

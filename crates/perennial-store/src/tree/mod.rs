@@ -36,8 +36,8 @@ pub use error::{EntryPath, TreeError};
 pub use fingerprint::fingerprint;
 pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};
 pub use measure::{Measure, measure, measure_and_strip};
-pub use roots::{is_empty, root_attrs};
 pub use remove::{move_to_trash, remove_tree};
+pub use roots::{is_empty, root_attrs};
 pub use stack::{Data, materialize};
 
 use rustix::fd::OwnedFd;

@@ -66,7 +66,8 @@ pub fn set(context: &Context, args: &SetArgs) -> Result<()> {
     match context.style {
         Style::Json => output::json(&json!({"container": name, "policy": policy})),
         Style::Text => {
-            let bytes = policy.keep_bytes.map_or_else(String::new, |bytes| format!(" and at most {}", table::bytes(bytes)));
+            let bytes =
+                policy.keep_bytes.map_or_else(String::new, |bytes| format!(" and at most {}", table::bytes(bytes)));
             output::line(format!("{name} keeps {} generations{bytes}, from its next exit on", policy.keep));
         }
     }

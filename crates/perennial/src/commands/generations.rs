@@ -37,8 +37,7 @@ pub fn health_name(health: Health) -> &'static str {
 
 fn as_json(container: &Container) -> Value {
     let queue = container.queue.as_ref();
-    let generations: Vec<Value> =
-        queue.iter().flat_map(|queue| &queue.generations).map(generation_json).collect();
+    let generations: Vec<Value> = queue.iter().flat_map(|queue| &queue.generations).map(generation_json).collect();
     json!({
         "container": container.name.as_str(),
         "current": queue.and_then(|queue| queue.current),
@@ -112,7 +111,9 @@ pub fn pin(context: &Context, args: &GenerationArg, pinned: Pinned) -> Result<()
     let is_pinned = pinned == Pinned::Yes;
     match context.style {
         Style::Json => output::json(&json!({"container": name, "seq": seq, "pinned": is_pinned})),
-        Style::Text => output::line(format!("{name}@{seq} is {}", if is_pinned { "pinned" } else { "no longer pinned" })),
+        Style::Text => {
+            output::line(format!("{name}@{seq} is {}", if is_pinned { "pinned" } else { "no longer pinned" }))
+        }
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! `run`, `start`, `stop`, `exec`, `attach`, `logs`, and the supervisor they start.
 
 use super::{Context, settings};
-use crate::cli::args::{ExecArgs, LogsArgs, ModeArg, NameArg, RunArgs, StartArgs, StopArgs, SuperviseArgs, TerminalArgs};
+use crate::cli::args::{
+    ExecArgs, LogsArgs, ModeArg, NameArg, RunArgs, StartArgs, StopArgs, SuperviseArgs, TerminalArgs,
+};
 use crate::cli::output::{self, Style};
 use crate::clock;
 use crate::engine::Engine;
@@ -57,14 +59,20 @@ pub fn run(context: &Context, args: RunArgs) -> Result<ExitCode> {
 fn refuse_settings(context: &Context, name: &ContainerName, args: &RunArgs) -> Result<()> {
     let given = settings::given(&args.settings);
     if !given.is_empty() {
-        return Err(Failure::new(Code::Conflict, format!("container {name} exists and keeps its settings: {} cannot be given", given.join(", ")))
-            .hint("leave them out; `perennial set` changes the retention, and `perennial fork` makes another container"));
+        return Err(Failure::new(
+            Code::Conflict,
+            format!("container {name} exists and keeps its settings: {} cannot be given", given.join(", ")),
+        )
+        .hint("leave them out; `perennial set` changes the retention, and `perennial fork` makes another container"));
     }
     let Some(image) = &args.settings.image else { return Ok(()) };
     let container = context.engine.container_named(name)?.value;
     if *image != container.image_name && context.engine.resolve_image(image)? != container.image {
-        return Err(Failure::new(Code::Conflict, format!("container {name} is on image {}, not {image}", container.image_name))
-            .hint(format!("`perennial rebase {name} --image {image}` moves it")));
+        return Err(Failure::new(
+            Code::Conflict,
+            format!("container {name} is on image {}, not {image}", container.image_name),
+        )
+        .hint(format!("`perennial rebase {name} --image {image}` moves it")));
     }
     Ok(())
 }
@@ -105,7 +113,9 @@ fn launch(context: &Context, wanted: &Wanted, detach: bool) -> Result<ExitCode> 
     if detach {
         let started = reports.started()?;
         match context.style {
-            Style::Json => output::json(&json!({"container": wanted.name, "run": started.get("run"), "pid": started.get("pid")})),
+            Style::Json => {
+                output::json(&json!({"container": wanted.name, "run": started.get("run"), "pid": started.get("pid")}))
+            }
             Style::Text => output::line(format!("{} is running", wanted.name)),
         }
         return Ok(ExitCode::SUCCESS);
@@ -266,7 +276,8 @@ pub fn supervise(context: Context, args: SuperviseArgs) -> Result<ExitCode> {
 }
 
 fn report_line(report: &Report<'_>, timings: bool) -> Option<String> {
-    let error = |failure: &Failure| json!({"code": failure.code.name(), "message": failure.one_line(), "hint": failure.hint});
+    let error =
+        |failure: &Failure| json!({"code": failure.code.name(), "message": failure.one_line(), "hint": failure.hint});
     let value = match report {
         Report::Started { run, pid } => json!({"event": "started", "run": run, "pid": pid}),
         Report::Failed(failure) => json!({"event": "failed", "error": error(failure)}),
@@ -334,8 +345,9 @@ pub fn stop_and_wait(context: &Context, name: &ContainerName, timeout_s: Option<
             .find(|condition| condition.kind == perennial_core::container::ConditionKind::ExitIncomplete);
         if let (Phase::Exiting { .. }, Some(condition)) = (&present.phase, incomplete) {
             let message = format!("container {name} has ended, but its exit is not saved yet: {}", condition.message);
-            return Err(Failure::new(Code::ExitIncomplete, message)
-                .hint("nothing is lost; saving it is tried again by itself"));
+            return Err(
+                Failure::new(Code::ExitIncomplete, message).hint("nothing is lost; saving it is tried again by itself")
+            );
         }
         if watch.elapsed() > grace.saturating_add(STOP_MARGIN) {
             return Err(Failure::new(Code::Failed, format!("container {name} has not ended in time")));
@@ -425,9 +437,12 @@ pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
 pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
     let id = context.engine.id_of(&name)?;
-    let since = args.since.as_deref().map(str::parse).transpose().map_err(|error: perennial_core::time::ParseTimeError| {
-        Failure::new(Code::Usage, error)
-    })?;
+    let since = args
+        .since
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .map_err(|error: perennial_core::time::ParseTimeError| Failure::new(Code::Usage, error))?;
     let mut reader = LogReader::open(&context.engine.log_dir(&id).join("log"));
     let show = |line: &perennial_runtime::logs::LogLine| {
         let mut text = String::from_utf8_lossy(&line.text).into_owned();

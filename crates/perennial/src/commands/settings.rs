@@ -17,7 +17,9 @@ fn option<T, E: Display>(name: &str, result: std::result::Result<T, E>) -> Resul
 /// # Errors
 /// Where an option is not valid; it is named.
 pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -> Result<ContainerSpec> {
-    let optional = |name: &str, text: &Option<String>, parse: fn(&str) -> std::result::Result<u64, process::ParseQuantityError>| {
+    let optional = |name: &str,
+                    text: &Option<String>,
+                    parse: fn(&str) -> std::result::Result<u64, process::ParseQuantityError>| {
         text.as_deref().map(|text| option(name, parse(text))).transpose()
     };
     let volumes = args.volume.iter().map(|text| option("volume", parse_volume(text))).collect::<Result<Vec<_>>>()?;

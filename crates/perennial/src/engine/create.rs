@@ -41,16 +41,16 @@ impl Engine {
         self.image(&container.image)?;
         let name_key = keys::name(&container.name);
         let mut doc = Doc { value: container, revision: 0 };
-        let transaction = Transaction::new()
-            .expect(&name_key, 0)
-            .put(&name_key, doc.value.id.as_str().as_bytes().to_vec());
+        let transaction =
+            Transaction::new().expect(&name_key, 0).put(&name_key, doc.value.id.as_str().as_bytes().to_vec());
         let transaction = self.put_container(transaction, &mut doc, Some(note));
         match self.records.commit(&transaction) {
             Ok(revision) => doc.revision = revision,
             Err(RecordError::Conflict { key }) if key == name_key => {
                 let name = &doc.value.name;
-                return Err(Failure::new(Code::Conflict, format!("container {name} exists already"))
-                    .hint(format!("`perennial start {name}` starts it; `perennial rm {name}` removes it with its generations")));
+                return Err(Failure::new(Code::Conflict, format!("container {name} exists already")).hint(format!(
+                    "`perennial start {name}` starts it; `perennial rm {name}` removes it with its generations"
+                )));
             }
             Err(error) => return Err(error.into()),
         }
@@ -77,7 +77,12 @@ impl Engine {
     ///
     /// # Errors
     /// Where the source, its generation or the new name do not allow it.
-    pub fn fork(&self, source: &ContainerName, selector: Option<&Selector>, name: &ContainerName) -> Result<Doc<Container>> {
+    pub fn fork(
+        &self,
+        source: &ContainerName,
+        selector: Option<&Selector>,
+        name: &ContainerName,
+    ) -> Result<Doc<Container>> {
         let (_lock, doc) = self.locked(source)?;
         let queue = doc.value.queue.clone().unwrap_or_default();
         let seq = match (selector, queue.current) {
@@ -136,7 +141,9 @@ impl Engine {
                     Code::Damaged,
                     format!("generation {name}@{seq} is damaged: its layer {id} is missing on disk"),
                 )
-                .hint(format!("nothing was changed; `perennial rollback {name} --to SEQ` goes to an intact generation")));
+                .hint(format!(
+                    "nothing was changed; `perennial rollback {name} --to SEQ` goes to an intact generation"
+                )));
             }
         }
         if generation.health == Health::Damaged {

@@ -16,8 +16,8 @@ use perennial_core::format::{self, Format};
 use perennial_core::generations::{Appended, Frozen, commit_exit};
 use perennial_core::layers::{Form, LayerKind, LayerRecord};
 use perennial_runtime::cgroup::Cgroup;
-use perennial_runtime::oci::{OciError, OciRuntime};
 use perennial_runtime::mount;
+use perennial_runtime::oci::{OciError, OciRuntime};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
 use perennial_store::tree::{self, TreeError};
@@ -74,8 +74,9 @@ impl Engine {
         let merged = self.root.run_dir(&run.id).join("merged");
         match mount::unmount(&merged, UNMOUNT_DEADLINE) {
             Ok(()) => Ok(()),
-            Err(error) => Err(Failure::from(error)
-                .hint("end the processes outside the container that use its files, for instance `fuser -m` names them")),
+            Err(error) => Err(Failure::from(error).hint(
+                "end the processes outside the container that use its files, for instance `fuser -m` names them",
+            )),
         }
     }
 
@@ -117,7 +118,9 @@ impl Engine {
         if !layer::has_tree(&self.root, &run.layer) {
             let path = self.root.run_dir(&run.id);
             let message = format!("neither the upper of run {} nor its layer {} is on disk", run.id, run.layer);
-            return Err(Failure::new(Code::Damaged, message).hint(format!("was something removed in {}?", path.display())));
+            return Err(
+                Failure::new(Code::Damaged, message).hint(format!("was something removed in {}?", path.display()))
+            );
         }
         // The rename may have been the last thing that happened before a power cut.
         layer::adopt_tree(&self.root, &run.layer, &self.root.run_dir(&run.id).join("upper"))?;
@@ -214,9 +217,10 @@ impl Engine {
 
     /// Repeats a commit that failed for want of space after giving the reserve back.
     fn with_reserve<T>(&self, error: Failure, again: impl FnOnce() -> Result<T>) -> Result<T> {
-        let is_full = error.error.chain().any(|cause| {
-            matches!(cause.downcast_ref::<RecordError>(), Some(RecordError::NoSpace { .. }))
-        });
+        let is_full = error
+            .error
+            .chain()
+            .any(|cause| matches!(cause.downcast_ref::<RecordError>(), Some(RecordError::NoSpace { .. })));
         if !is_full || std::fs::remove_file(self.reserve_path()).is_err() {
             return Err(error);
         }

@@ -2,13 +2,18 @@
 
 use super::records::Doc;
 use super::{Engine, random};
+use crate::cli::args::PullArgs;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::format::{self, Format};
 use perennial_core::id::{Digest, LayerId};
 use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_registry::credentials::{self, Credentials, CredentialsError, Login};
+use perennial_registry::manifest::ParsePlatformError;
 use perennial_registry::progress::Progress;
-use perennial_registry::{ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, Source, TargetError};
+use perennial_registry::{
+    ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, PullOptions, Source, TargetError,
+};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
@@ -97,6 +102,24 @@ impl Engine {
         self.bring_image(name, |target| Ok(perennial_registry::import(source, &options, target, progress)?))
     }
 
+    /// Pulls an image from a registry and names it.
+    ///
+    /// # Errors
+    /// Where the reference or the login is not valid, or the registry does not give the image.
+    pub fn pull_image(&self, args: &PullArgs, name: &str, progress: &dyn Progress) -> Result<Doc<Image>> {
+        let usage = |error: &dyn std::fmt::Display| Failure::new(Code::Usage, error);
+        let mut import = ImportOptions::new(&self.root.staging_dir());
+        if let Some(platform) = &args.platform {
+            import.platform = platform.parse().map_err(|error: ParsePlatformError| usage(&error))?;
+        }
+        let mut options = PullOptions { plain_http: args.plain_http, ..PullOptions::new(import) };
+        options.credentials = match &args.creds {
+            Some(text) => Credentials::Login(text.parse::<Login>().map_err(|error: CredentialsError| usage(&error))?),
+            None => Credentials::Files(credentials::files(&|name| std::env::var_os(name))),
+        };
+        self.bring_image(name, |target| Ok(perennial_registry::pull(&args.reference, &options, target, progress)?))
+    }
+
     /// Brings an image into the store by `bring`, and names it.
     ///
     /// # Errors
@@ -157,12 +180,19 @@ impl Engine {
         if hex.len() < ABBREVIATION_MIN || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(unknown());
         }
-        let matching: Vec<Digest> =
-            self.images()?.into_iter().map(|doc| doc.value.digest).filter(|digest| digest.hex().starts_with(hex)).collect();
+        let matching: Vec<Digest> = self
+            .images()?
+            .into_iter()
+            .map(|doc| doc.value.digest)
+            .filter(|digest| digest.hex().starts_with(hex))
+            .collect();
         match matching.as_slice() {
             [digest] => Ok(digest.clone()),
             [] => Err(unknown()),
-            _ => Err(Failure::new(Code::Usage, format!("{text:?} means {} images", matching.len())).hint("give more digits")),
+            _ => {
+                Err(Failure::new(Code::Usage, format!("{text:?} means {} images", matching.len()))
+                    .hint("give more digits"))
+            }
         }
     }
 
@@ -175,7 +205,8 @@ impl Engine {
         let digest = self.resolve_image(text)?;
         let _graph = self.root.lock_graph()?;
         let is_name = self.tag(text)?.is_some();
-        let names: Vec<String> = self.tags()?.into_iter().filter(|(_, of)| *of == digest).map(|(name, _)| name).collect();
+        let names: Vec<String> =
+            self.tags()?.into_iter().filter(|(_, of)| *of == digest).map(|(name, _)| name).collect();
         let goes = !is_name || names.len() <= 1;
         if goes {
             self.refuse_needed(text, &digest)?;

@@ -61,8 +61,8 @@ impl Note {
 }
 
 fn decode<T: DeserializeOwned>(format: Format, key: &str, record: &Versioned) -> Result<Doc<T>> {
-    let value = format::decode(format, &record.bytes)
-        .map_err(|source| RecordError::Record { key: key.to_owned(), source })?;
+    let value =
+        format::decode(format, &record.bytes).map_err(|source| RecordError::Record { key: key.to_owned(), source })?;
     Ok(Doc { value, revision: record.revision })
 }
 

@@ -211,7 +211,8 @@ impl Engine {
     /// # Errors
     /// Where the layers cannot be read or changed.
     pub fn settle_interrupted_fold(&self, run: &Run) -> Result<()> {
-        let trees: Vec<PathBuf> = run.layers.iter().chain(&run.image_layers).map(|id| self.root.layer_tree(id)).collect();
+        let trees: Vec<PathBuf> =
+            run.layers.iter().chain(&run.image_layers).map(|id| self.root.layer_tree(id)).collect();
         for (position, pair) in trees.windows(2).enumerate().take(run.layers.len().saturating_sub(1)) {
             let [top, bottom] = pair else { continue };
             let top = tree::open_tree(top)?;
@@ -294,8 +295,15 @@ impl Engine {
         layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at: self.now(), origin, bytes, entries })?;
         perennial_runtime::mount::syncfs(&staging)?;
         layer::adopt_tree(&self.root, &id, &staging)?;
-        let record =
-            LayerRecord { id: id.clone(), kind: LayerKind::Delta, diff_id: None, bytes, entries, created_at: self.now(), form: Form::Dir };
+        let record = LayerRecord {
+            id: id.clone(),
+            kind: LayerKind::Delta,
+            diff_id: None,
+            bytes,
+            entries,
+            created_at: self.now(),
+            form: Form::Dir,
+        };
         let _graph = self.root.lock_graph()?;
         let mut layers = vec![id.clone()];
         layers.extend_from_slice(rest);

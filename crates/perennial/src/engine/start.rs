@@ -11,7 +11,7 @@ use super::records::{Doc, Note};
 use super::settle::{borrow_all, open_all};
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
-use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, StartMode};
+use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, StartFault, StartMode};
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::image::Image;
@@ -233,6 +233,7 @@ impl Engine {
             volumes: &spec.volumes,
             resolv_conf: resolv_conf.as_deref(),
             init: init.as_ref(),
+            console_size: None,
         };
         bundle::write(&plan, &prepared.bundle)?;
         prepared.process = Some(process);
@@ -246,7 +247,18 @@ impl Engine {
     pub fn undo_start(&self, prepared: &mut PreparedRun, failure: &Failure) -> Result<()> {
         let run = prepared.run.clone();
         self.leave_union(&run)?;
-        let event = Event::StartFailed { run: run.id.clone(), reason: failure.one_line(), at: self.now() };
+        let fault = match failure.code {
+            Code::NotExecutable | Code::CommandNotFound => StartFault::Container,
+            Code::Failed
+            | Code::Usage
+            | Code::NotFound
+            | Code::Conflict
+            | Code::Host
+            | Code::Damaged
+            | Code::ExitIncomplete
+            | Code::NotStarted => StartFault::Host,
+        };
+        let event = Event::StartFailed { run: run.id.clone(), fault, reason: failure.one_line(), at: self.now() };
         prepared.doc.value = prepared.doc.value.clone().step(event)?;
         let note = Note { from: run.origin, ..Note::new("start-failed", failure.one_line()) };
         self.save(&mut prepared.doc, Some(note))?;
@@ -265,10 +277,11 @@ fn refuse_busy(container: &Container) -> Result<()> {
             format!("the last exit of container {name} is not saved yet: {}", condition.message),
         )
         .hint("it is tried again by itself; free space or end what uses its files"),
-        (Phase::Running { started_at, .. }, _) => {
-            Failure::new(Code::Conflict, format!("container {name} is already running (run {}, since {started_at})", run.id))
-                .hint(format!("`perennial attach {name}` connects to it, `perennial stop {name}` ends it"))
-        }
+        (Phase::Running { started_at, .. }, _) => Failure::new(
+            Code::Conflict,
+            format!("container {name} is already running (run {}, since {started_at})", run.id),
+        )
+        .hint(format!("`perennial attach {name}` connects to it, `perennial stop {name}` ends it")),
         (phase, _) => Failure::new(Code::Conflict, format!("container {name} is {} (run {})", phase.name(), run.id))
             .hint("wait for it"),
     };

@@ -3,10 +3,10 @@
 //! The supervisor is this program, started by `run` and `start` and then on its own. It is the parent of the
 //! container's first process, owns its streams, and carries the exit out by itself, whoever else lives or dies.
 
+use super::Engine;
 use super::exit::cgroup_of;
 use super::records::Doc;
 use super::start::{PreparedRun, StartRequest};
-use super::Engine;
 use crate::clock::{self, Stopwatch};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event};

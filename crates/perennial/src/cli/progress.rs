@@ -1,0 +1,61 @@
+//! Progress bars on standard error while an image comes in.
+
+use super::output::Style;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use perennial_registry::{Event, Phase, Progress};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// One bar for each phase of each layer.
+#[derive(Debug)]
+pub struct Bars {
+    all: MultiProgress,
+    bars: RefCell<BTreeMap<(usize, bool), ProgressBar>>,
+}
+
+impl Bars {
+    /// Makes bars; for programs, and where standard error is no terminal, nothing is drawn.
+    pub fn new(style: Style) -> Self {
+        let target = match style {
+            Style::Text => ProgressDrawTarget::stderr(),
+            Style::Json => ProgressDrawTarget::hidden(),
+        };
+        Self { all: MultiProgress::with_draw_target(target), bars: RefCell::default() }
+    }
+
+    /// Takes the bars off the screen.
+    pub fn clear(&self) {
+        self.all.clear().ok();
+    }
+
+    fn bar(&self, layer: usize, phase: Phase, change: impl FnOnce(&ProgressBar)) {
+        if let Some(bar) = self.bars.borrow().get(&(layer, phase == Phase::Apply)) {
+            change(bar);
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Started { layer, phase, name, bytes_total } => {
+                let verb = if phase == Phase::Apply { "unpacking" } else { "fetching" };
+                let short: String = name.trim_start_matches("sha256:").chars().take(12).collect();
+                let template = "{msg:24} {bar:30} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta}";
+                let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+                let bar = bytes_total.map_or_else(ProgressBar::no_length, ProgressBar::new).with_style(style);
+                bar.set_message(format!("{verb} {short}"));
+                self.bars.borrow_mut().insert((layer, phase == Phase::Apply), self.all.add(bar));
+            }
+            Event::Advanced { layer, phase, bytes } => self.bar(layer, phase, |bar| bar.set_position(bytes)),
+            Event::Finished { layer, phase } => self.bar(layer, phase, ProgressBar::finish),
+            Event::Retried { layer, attempts, reason } => {
+                self.all.println(format!("layer {layer}: attempt {attempts} failed: {reason}")).ok();
+            }
+            Event::Note(note) => {
+                self.all.println(format!("note: {note}")).ok();
+            }
+            _ => {}
+        }
+    }
+}
