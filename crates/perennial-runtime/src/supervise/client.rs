@@ -47,6 +47,11 @@ impl Client {
         }
     }
 
+    /// A client that is attached without having asked: not a byte of output is missed.
+    pub(super) fn attached(fd: OwnedFd, number: u64) -> Self {
+        Self { is_attached: true, ..Self::new(fd, number) }
+    }
+
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
     }

@@ -79,7 +79,7 @@ impl Session {
         let listener = Listener::open(&config.control_socket, SocketType::SEQPACKET)
             .map_err(SessionError::io("making the control socket"))?;
         let log = LogWriter::open(config.log.clone())?;
-        let clients = config.first_client.take().map(|fd| Client::new(fd, 0)).into_iter().collect();
+        let clients = config.first_client.take().map(|fd| Client::attached(fd, 0)).into_iter().collect();
         let input = Input::new(config.interactive);
         Ok(Self {
             config,
