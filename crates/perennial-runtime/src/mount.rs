@@ -296,19 +296,27 @@ fn context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), 
         set_path(&fs, target, "lowerdir+", lower)?;
     }
     let is_read_only = plan.read_only || plan.upper.is_none();
-    match &plan.upper {
+    let empty = match &plan.upper {
         Some(Upper { upper, work }) => {
             set_path(&fs, target, "upperdir", upper)?;
             set_path(&fs, target, "workdir", work)?;
+            None
         }
-        None if plan.lowers.len() == 1 => set_empty_lower(&fs, target)?,
-        None => {}
-    }
+        None if plan.lowers.len() == 1 => Some(set_empty_lower(&fs, target)?),
+        None => None,
+    };
     let options = set_pinned(&fs, target)?;
     if is_read_only {
         fsconfig_set_flag(&fs, "ro").map_err(|errno| kernel(target, "setting ro", messages(&fs), errno))?;
     }
-    fsconfig_create(&fs).map_err(|errno| kernel(target, "creating the union", messages(&fs), errno))?;
+    let log = KernelLog::open();
+    fsconfig_create(&fs).map_err(|errno| {
+        let mut messages = messages(&fs);
+        messages.extend(log.overlay_messages());
+        kernel(target, "creating the union", messages, errno)
+    })?;
+    // The union has its own hold on the layers now.
+    drop(empty);
     let attributes = if is_read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| kernel(target, "making the mount", messages(&fs), errno))?;
@@ -367,13 +375,16 @@ fn set_fd(fs: &OwnedFd, key: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Adds an empty directory below a single layer: overlayfs wants two where there is no upper directory. It is the root
 /// of a tmpfs that is attached nowhere and lives as long as the union.
-fn set_empty_lower(fs: &OwnedFd, target: &Path) -> Result<(), MountError> {
+///
+/// The returned descriptor must stay open until the union has been created.
+fn set_empty_lower(fs: &OwnedFd, target: &Path) -> Result<OwnedFd, MountError> {
     let fail = |errno| kernel(target, "adding an empty layer", messages(fs), errno);
     let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
     fsconfig_set_string(&tmpfs, "size", "4096").map_err(fail)?;
     fsconfig_create(&tmpfs).map_err(fail)?;
     let empty = fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(fail)?;
-    set_fd(fs, "lowerdir+", empty.as_fd()).map_err(fail)
+    set_fd(fs, "lowerdir+", empty.as_fd()).map_err(fail)?;
+    Ok(empty)
 }
 
 /// Reads what the kernel has said in this context since the last time, one message a line.
@@ -393,4 +404,30 @@ fn messages(fs: &OwnedFd) -> Vec<String> {
         }
     }
     texts
+}
+
+/// The kernel's log from a moment on: overlayfs says most of its reasons there and not in the context.
+struct KernelLog(Option<OwnedFd>);
+
+impl KernelLog {
+    fn open() -> Self {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/dev/kmsg", flags, Mode::empty()).ok();
+        Self(fd.filter(|fd| rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0)).is_ok()))
+    }
+
+    /// Returns what overlayfs has said since; some of it may be about somebody else's union.
+    fn overlay_messages(&self) -> Vec<String> {
+        let Some(fd) = &self.0 else { return Vec::new() };
+        let mut texts = Vec::new();
+        for _ in 0..MESSAGES_MAX {
+            let mut buffer = [0_u8; 4096];
+            let Ok(count) = rustix::io::read(fd, &mut buffer) else { break };
+            let record = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default());
+            // "level,sequence,time,flags;text" and lines of details.
+            let text = record.lines().next().and_then(|line| line.split_once(';')).map(|(_, text)| text.to_owned());
+            texts.extend(text.filter(|text| text.starts_with("overlayfs:")));
+        }
+        texts
+    }
 }

@@ -1,20 +1,21 @@
-//! A real container on a tiny root made of busybox, with everything that a test may change beforehand.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses another part")]
+//! A real container on a tiny root made of busybox, supervised by the example `supervisor` in a process of its own.
+#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test program uses another part")]
 
-use perennial_core::image::ImageConfig;
-use perennial_core::process::{Process, ProcessFacts, ResolvedUser, resolve, user_of};
-use perennial_core::spec::{ContainerSpec, HealthCheck};
-use perennial_runtime::bundle::{self, BundlePlan, HostFacts, NetworkPlan};
-use perennial_runtime::cgroup::{self, Cgroup, CgroupVersion};
-use perennial_runtime::logs::{LogConfig, LogReader, ReadOptions};
-use perennial_runtime::oci::{OciRuntime, StartFailure};
-use perennial_runtime::supervise::{ExitStatus, HealthPlan, Session, SessionConfig, SessionEvent};
+use perennial_core::spec::ContainerSpec;
+use perennial_runtime::cgroup::Cgroup;
+use perennial_runtime::clock;
+use perennial_runtime::logs::{LogReader, ReadOptions, Stream};
+use perennial_runtime::oci::OciRuntime;
 use rustix::fd::OwnedFd;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Far longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A container to be; removed with everything it left when dropped.
 pub struct Fixture {
@@ -22,60 +23,45 @@ pub struct Fixture {
     pub id: String,
     pub spec: ContainerSpec,
     pub runtime: OciRuntime,
-    pub network: NetworkPlan,
     pub log_bytes_max: u64,
-    pub first_client: Option<OwnedFd>,
-    pub health: Option<HealthCheck>,
+    pub netns: Option<PathBuf>,
     pub resolv_conf: Option<PathBuf>,
-    pub use_init: bool,
-    pub stop_timeout: Duration,
+    pub first_client: Option<OwnedFd>,
 }
 
 /// What a run gave.
+#[derive(Debug)]
 pub struct Ran {
-    pub status: ExitStatus,
-    pub events: Vec<SessionEvent>,
+    pub code: i64,
+    pub signal: Option<i64>,
+    pub oom: bool,
+    pub stopped_by_request: bool,
+    pub events: Vec<String>,
     pub stdout: String,
     pub stderr: String,
 }
 
-pub fn require_root() {
-    assert!(rustix::process::geteuid().is_root(), "these tests run real containers and need root");
-}
-
 pub fn fixture(command: &[&str]) -> Fixture {
-    require_root();
+    assert!(rustix::process::geteuid().is_root(), "these tests run real containers and need root");
     let dir = tempfile::tempdir().unwrap();
     let id = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let runtime = OciRuntime::by_path("runc", &dir.path().join("oci")).unwrap();
     make_root(&dir.path().join("rootfs"));
     std::fs::create_dir(dir.path().join("bundle")).unwrap();
     let spec = ContainerSpec { command: command.iter().map(|arg| (*arg).to_owned()).collect(), ..Default::default() };
-    Fixture {
-        dir,
-        id,
-        spec,
-        runtime,
-        network: NetworkPlan::Host,
-        log_bytes_max: 1 << 20,
-        first_client: None,
-        health: None,
-        resolv_conf: None,
-        use_init: false,
-        stop_timeout: Duration::from_secs(10),
-    }
+    Fixture { dir, id, spec, runtime, log_bytes_max: 1 << 20, netns: None, resolv_conf: None, first_client: None }
 }
 
 pub fn shell(script: &str) -> Fixture {
     fixture(&["/bin/sh", "-c", script])
 }
 
-fn make_root(root: &Path) {
+pub fn make_root(root: &Path) {
     for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "home/alice"] {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
     std::fs::copy("/usr/bin/busybox", root.join("bin/busybox")).expect("the package busybox-static is installed");
-    let list = std::process::Command::new("/usr/bin/busybox").arg("--list").output().unwrap();
+    let list = Command::new("/usr/bin/busybox").arg("--list").output().unwrap();
     for name in String::from_utf8(list.stdout).unwrap().lines().filter(|name| *name != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
     }
@@ -88,118 +74,116 @@ pub fn put(path: &Path, text: &str) {
     std::fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
 
+/// Waits until `look` finds something.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = clock::monotonic() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(clock::monotonic() < end, "waited in vain for {what}");
+        clock::pause(Duration::from_millis(5));
+    }
+}
+
+/// Path of an example of this crate, which `cargo test` has built.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
 impl Fixture {
-    pub fn root(&self) -> PathBuf {
-        self.dir.path().join("rootfs")
-    }
-
-    pub fn bundle(&self) -> PathBuf {
-        self.dir.path().join("bundle")
-    }
-
-    pub fn control(&self) -> PathBuf {
-        self.dir.path().join("control.sock")
-    }
-
-    pub fn log(&self) -> LogConfig {
-        LogConfig { path: self.dir.path().join("log"), bytes_max: self.log_bytes_max, files_max: 3 }
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub fn cgroups_path(&self) -> String {
         format!("/perennial-test/{}", self.id)
     }
 
-    pub fn process(&self) -> Process {
-        let image = ImageConfig::default();
-        let user_spec = user_of(&self.spec, &image).unwrap();
-        let user: ResolvedUser = perennial_runtime::user::lookup(&self.root(), &user_spec).unwrap();
-        let facts = ProcessFacts { user, hostname: "box".to_owned() };
-        resolve(&self.spec, &image, None, &facts).unwrap()
-    }
-
-    /// Opens the session and writes the bundle.
-    pub fn open(&mut self) -> Session {
-        let process = self.process();
-        let health = self.health.take().map(|check| {
-            let mut process = process.clone();
-            process.args = check.command.clone();
-            process.tty = false;
-            HealthPlan { check, process }
+    /// Starts the supervisor.
+    pub fn spawn(&mut self) -> Child {
+        let first_client = self.first_client.take();
+        let plan = json!({
+            "dir": self.dir.path(),
+            "id": self.id,
+            "spec": self.spec,
+            "cgroups_path": self.cgroups_path(),
+            "runtime": self.runtime.program(),
+            "log_bytes_max": self.log_bytes_max,
+            "netns": self.netns,
+            "resolv_conf": self.resolv_conf,
+            "has_first_client": first_client.is_some(),
         });
-        let mut session = Session::open(SessionConfig {
-            tty: self.spec.tty,
-            interactive: self.spec.interactive,
-            log: self.log(),
-            control_socket: self.control(),
-            first_client: self.first_client.take(),
-            health,
-            stop_signal: process.stop_signal,
-            stop_timeout: self.stop_timeout,
-        })
-        .unwrap();
-        let init = self.use_init.then(|| bundle::find_init().unwrap());
-        let root = self.root();
-        let cgroups_path = self.cgroups_path();
-        let plan = BundlePlan {
-            process: &process,
-            rootfs: &root,
-            hostname: "box",
-            cgroups_path: &cgroups_path,
-            limits: &self.spec.limits,
-            host: HostFacts {
-                swap_accounting: cgroup::has_swap_accounting(),
-                cgroup_v2: cgroup::version() == CgroupVersion::V2,
-            },
-            network: self.network.clone(),
-            volumes: &self.spec.volumes,
-            resolv_conf: self.resolv_conf.as_deref(),
-            init: init.as_ref(),
-            console_size: session.console_size(),
-        };
-        bundle::write(&plan, &self.bundle()).unwrap();
-        session
+        put(&self.path("plan.json"), &plan.to_string());
+        let stdin = first_client.map_or_else(Stdio::null, Stdio::from);
+        Command::new(example("supervisor")).arg(self.path("plan.json")).stdin(stdin).spawn().unwrap()
     }
 
-    pub fn start(&mut self) -> Result<(Session, i32), (Session, StartFailure)> {
-        let mut session = self.open();
-        match session.start(&self.runtime, &self.id, &self.bundle(), &self.cgroups_path()) {
-            Ok(started) => Ok((session, started.pid)),
-            Err(failure) => Err((session, failure)),
-        }
+    /// Starts the supervisor and waits until the container's process runs; returns its process id too.
+    pub fn start(&mut self) -> (Child, i32) {
+        let mut child = self.spawn();
+        let pid = wait_for("the start", || {
+            assert!(child.try_wait().unwrap().is_none_or(|_| self.path("pid").exists()), "{:?}", self.result());
+            std::fs::read_to_string(self.path("pid")).ok()
+        });
+        (child, pid.parse().unwrap())
     }
 
-    pub fn wait(&self, mut session: Session) -> Ran {
-        let mut events = Vec::new();
-        let status = session.wait(&mut |event| events.push(event)).unwrap();
+    fn result(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.path("result.json")).ok()?).ok()
+    }
+
+    /// Waits until the supervisor has ended.
+    pub fn wait(&self, mut child: Child) -> Ran {
+        let status = wait_for("the supervisor's end", || child.try_wait().unwrap());
+        assert!(status.success(), "the supervisor failed: {status}");
+        let result = self.result().unwrap();
         let (stdout, stderr) = self.output();
-        session.finish(Ok(status.code));
-        Ran { status, events, stdout, stderr }
+        Ran {
+            code: result["code"].as_i64().unwrap_or_else(|| panic!("no exit: {result}")),
+            signal: result["signal"].as_i64(),
+            oom: result["oom"].as_bool().unwrap(),
+            stopped_by_request: result["stopped_by_request"].as_bool().unwrap(),
+            events: result["events"].as_array().unwrap().iter().map(|e| e.as_str().unwrap().to_owned()).collect(),
+            stdout,
+            stderr,
+        }
     }
 
     pub fn run(&mut self) -> Ran {
-        let (session, _) = self.start().map_err(|(_, failure)| failure).unwrap();
-        self.wait(session)
+        let child = self.spawn();
+        self.wait(child)
     }
 
-    pub fn fail(&mut self) -> StartFailure {
-        match self.start() {
-            Ok(_) => panic!("the start was expected to fail"),
-            Err((session, failure)) => {
-                session.finish(Err(failure.clone()));
-                failure
-            }
-        }
+    /// Runs what must succeed, and returns what it printed.
+    pub fn stdout(&mut self) -> String {
+        let ran = self.run();
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.stdout
+    }
+
+    /// Runs what cannot start; returns the exit code and the message.
+    pub fn fail(&mut self) -> (i64, String) {
+        let mut child = self.spawn();
+        wait_for("the supervisor's end", || child.try_wait().unwrap());
+        let result = self.result().unwrap();
+        (result["failure"].as_i64().unwrap(), result["message"].as_str().unwrap().to_owned())
     }
 
     pub fn output(&self) -> (String, String) {
         let mut both = (Vec::new(), Vec::new());
-        for line in LogReader::open(&self.log().path).read_all(&ReadOptions::default()).unwrap() {
+        for line in LogReader::open(&self.path("log")).read_all(&ReadOptions::default()).unwrap() {
             match line.stream {
-                perennial_runtime::logs::Stream::Stdout => both.0.extend(line.text),
-                perennial_runtime::logs::Stream::Stderr => both.1.extend(line.text),
+                Stream::Stdout => both.0.extend(line.text),
+                Stream::Stderr => both.1.extend(line.text),
             }
         }
-        (String::from_utf8(both.0).unwrap(), String::from_utf8(both.1).unwrap())
+        (String::from_utf8_lossy(&both.0).into_owned(), String::from_utf8_lossy(&both.1).into_owned())
+    }
+
+    pub fn wait_for_output(&self, text: &str) {
+        wait_for(text, || self.output().0.contains(text).then_some(()));
     }
 }
 
