@@ -1,1 +1,19 @@
-//! Fixtures and comparisons for tests.
+//! Fixtures and comparisons for tests: what the other crates' tests stand on.
+//!
+//! - [`tree`]: a complete listing of a tree and the differences of two.
+//! - [`image`]: small images in every form that `image import` takes.
+//! - [`loopfs`]: file systems of a chosen kind and size, mounted from a file.
+//! - [`cli`]: a driver of the command under test, and the search for what it left behind.
+//! - [`kill`]: kills a command at every one of its system calls, or fails each of them once.
+//! - [`bytes`], [`host`]: what the others share.
+//!
+//! Everything here needs root, and fails without it. Functions return errors that say what the host lacks; a
+//! fixture that could not be made is never passed over in silence.
+
+pub mod bytes;
+pub mod cli;
+pub mod host;
+pub mod image;
+pub mod kill;
+pub mod loopfs;
+pub mod tree;
