@@ -211,7 +211,7 @@ fn life() -> impl Strategy<Value = (u32, Vec<Action>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
 
     #[test]
     fn whatever_happens_nothing_protected_leaves_and_every_plan_is_kept((keep, actions) in life()) {
