@@ -21,8 +21,10 @@ pub enum Format {
     Container,
     /// Record of an image.
     Image,
-    /// Record of a layer, and its `layer.json`.
+    /// Record of a layer.
     Layer,
+    /// `layer.json` beside a layer's tree: what the layer is and whose, known without any record.
+    LayerFile,
     /// One entry of a container's event log.
     Event,
     /// A read-only view mounted by `browse`.
@@ -31,7 +33,8 @@ pub enum Format {
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 6] = [Self::Root, Self::Container, Self::Image, Self::Layer, Self::Event, Self::View];
+    pub const ALL: [Self; 7] =
+        [Self::Root, Self::Container, Self::Image, Self::Layer, Self::LayerFile, Self::Event, Self::View];
 
     /// Returns the name that stands in the record.
     #[must_use]
@@ -41,6 +44,7 @@ impl Format {
             Self::Container => "perennial-container",
             Self::Image => "perennial-image",
             Self::Layer => "perennial-layer",
+            Self::LayerFile => "perennial-layer-file",
             Self::Event => "perennial-event",
             Self::View => "perennial-view",
         }
@@ -50,7 +54,7 @@ impl Format {
     #[must_use]
     pub fn version(self) -> u32 {
         match self {
-            Self::Root | Self::Container | Self::Image | Self::Layer | Self::Event | Self::View => 1,
+            Self::Root | Self::Container | Self::Image | Self::Layer | Self::LayerFile | Self::Event | Self::View => 1,
         }
     }
 }

@@ -72,7 +72,9 @@ fn must_stay(before: &Queue, after: &Queue) -> BTreeSet<Seq> {
     let good = |g: &&perennial_core::generations::Generation| g.health == Health::Good;
     let newest_good = after.generations.iter().rev().filter(|g| !g.quarantined).find(good);
     let last_good = after.last_good().map(|g| g.seq).filter(|seq| before.get(*seq).is_some());
-    pinned.chain(newest_good.map(|g| g.seq)).chain(last_good).chain(before.held).collect()
+    let salvage =
+        after.generations.iter().chain(&before.generations).filter(|g| g.kind == Kind::Salvage).map(|g| g.seq);
+    pinned.chain(newest_good.map(|g| g.seq)).chain(last_good).chain(before.held).chain(salvage.max()).collect()
 }
 
 fn check_append(before: &Queue, world: &World, appended: &Appended, keep: u32) {
@@ -209,7 +211,7 @@ fn life() -> impl Strategy<Value = (u32, Vec<Action>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
 
     #[test]
     fn whatever_happens_nothing_protected_leaves_and_every_plan_is_kept((keep, actions) in life()) {

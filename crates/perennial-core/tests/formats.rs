@@ -1,0 +1,364 @@
+//! The formats: each has a page and one frozen file for each version, and each frozen file still means what it meant.
+
+use perennial_core::container::{Condition, ConditionKind, Container, Exit, Phase, Run, StartMode};
+use perennial_core::event::Entry;
+use perennial_core::format::{DecodeError, Format, RECORD_BYTES_MAX, decode, encode};
+use perennial_core::generations::rollback::Undo;
+use perennial_core::generations::{Generation, Health, Kind, Policy, Queue};
+use perennial_core::id::{ContainerId, Digest, LayerId, RunId, Seq};
+use perennial_core::image::{Image, ImageConfig};
+use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
+use perennial_core::time::Time;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn frozen(format: Format, version: u32) -> Vec<u8> {
+    let path = repository().join(format!("testdata/formats/{}-v{version}.json", format.name()));
+    std::fs::read(&path).unwrap_or_else(|error| unreachable!("{}: {error}", path.display()))
+}
+
+fn names_in(directory: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).expect("the directory is part of the repository");
+    entries.map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn time(text: &str) -> Time {
+    text.parse().expect("the test gives RFC 3339")
+}
+
+fn layer(number: u64) -> LayerId {
+    LayerId::from_random(number.to_be_bytes())
+}
+
+fn image(byte: u8) -> Digest {
+    Digest::from_sha256(&[byte; 32])
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().copied().map(String::from).collect()
+}
+
+/// Decodes the frozen file, compares it with the value, and writes it again.
+fn check_frozen<T: Serialize + DeserializeOwned + PartialEq + Debug>(format: Format, expected: &T) {
+    let bytes = frozen(format, format.version());
+    let decoded: T = decode(format, &bytes).unwrap_or_else(|error| unreachable!("{}: {error}", format.name()));
+    assert_eq!(&decoded, expected);
+    let written: Value = serde_json::from_slice(&encode(format, &decoded)).expect("encode writes JSON");
+    let read: Value = serde_json::from_slice(&bytes).expect("the frozen file is JSON");
+    assert_eq!(written, read);
+}
+
+#[test]
+fn every_format_has_a_page_and_one_frozen_file_for_each_version() {
+    let names: BTreeSet<String> = Format::ALL.iter().map(|format| format.name().to_owned()).collect();
+    assert_eq!(names.len(), Format::ALL.len(), "names are not used twice");
+    let mut pages = names_in(&repository().join("docs/formats"));
+    pages.remove("README.md");
+    assert_eq!(pages, names.iter().map(|name| format!("{name}.md")).collect());
+    let versions_of = |format: Format| (1..=format.version()).map(move |version| (format, version));
+    let files =
+        Format::ALL.into_iter().flat_map(versions_of).map(|(f, version)| format!("{}-v{version}.json", f.name()));
+    assert_eq!(names_in(&repository().join("testdata/formats")), files.collect());
+    for format in Format::ALL {
+        let page = repository().join(format!("docs/formats/{}.md", format.name()));
+        let page = std::fs::read_to_string(page).expect("every format has a page");
+        let versions: Vec<String> = (1..=format.version()).map(|version| version.to_string()).collect();
+        assert!(page.contains(&format!("- Versions: {}\n", versions.join(", "))), "{}", format.name());
+        for version in 1..=format.version() {
+            let head: Value = serde_json::from_slice(&frozen(format, version)).expect("the frozen file is JSON");
+            assert_eq!((&head["format"], &head["version"]), (&json!(format.name()), &json!(version)));
+            assert!(decode::<Value>(format, &frozen(format, version)).is_ok());
+        }
+    }
+}
+
+fn spec() -> ContainerSpec {
+    ContainerSpec {
+        command: texts(&["nginx", "-g", "daemon off;"]),
+        entrypoint: Some(texts(&["/entry"])),
+        env: texts(&["LANG=C.UTF-8"]),
+        user: Some("www-data:33".into()),
+        workdir: Some("/srv".into()),
+        volumes: vec![Volume { source: "/data".into(), target: "/srv/data".into(), read_only: true }],
+        hostname: Some("web-1".into()),
+        limits: Limits { memory_bytes: Some(536_870_912), cpus_milli: Some(1500), pids: Some(256) },
+        network: Network::Bridge,
+        cap_add: texts(&["CAP_NET_ADMIN"]),
+        cap_drop: texts(&["ALL"]),
+        init: true,
+        tty: true,
+        interactive: true,
+        health: Some(HealthCheck {
+            command: texts(&["curl -f localhost"]),
+            interval_s: 30,
+            timeout_s: 5,
+            retries: 3,
+            start_period_s: 10,
+        }),
+        runtime: Some("runc".into()),
+        stop_signal: Some("SIGQUIT".into()),
+        stop_timeout_s: Some(10),
+    }
+}
+
+fn generation(seq: u64) -> Generation {
+    Generation {
+        seq: Seq(seq),
+        exited_at: time("2026-11-22T18:00:00.123456789Z"),
+        kind: Kind::Exit,
+        health: Health::Good,
+        exit_code: Some(143),
+        parent: None,
+        image: image(1),
+        layers: vec![layer(1)],
+        mount_options: texts(&["index=off", "metacopy=off", "redirect_dir=off"]),
+        run: Some(RunId::from_random([1; 8])),
+        bytes: 4096,
+        entries: 3,
+        pinned: true,
+        quarantined: false,
+        clean: true,
+        note: None,
+        by: "root(0)".into(),
+        extra: BTreeMap::new(),
+    }
+}
+
+fn queue() -> Queue {
+    let salvage = Generation {
+        kind: Kind::Salvage,
+        health: Health::Suspect,
+        exit_code: None,
+        parent: Some(Seq(1)),
+        layers: vec![layer(2), layer(1)],
+        run: None,
+        pinned: false,
+        quarantined: true,
+        clean: false,
+        note: Some("power loss".into()),
+        extra: BTreeMap::from([("of_a_newer_release".into(), json!({"kept": [1, "as it is", null]}))]),
+        ..generation(2)
+    };
+    Queue {
+        next_seq: Seq(3),
+        current: Some(Seq(1)),
+        generations: vec![generation(1), salvage],
+        undo: Some(Undo { current: Some(Seq(2)), quarantined: vec![], tail: Some(Seq(2)) }),
+        held: Some(Seq(1)),
+    }
+}
+
+fn run() -> Run {
+    Run {
+        id: RunId::from_random([2; 8]),
+        epoch: 3,
+        origin: Some(Seq(1)),
+        image: image(1),
+        layers: vec![layer(1)],
+        image_layers: vec![layer(11), layer(10)],
+        mode: StartMode::Unpack,
+        mount_options: texts(&["metacopy=off"]),
+        layer: layer(3),
+        command_overridden: true,
+        requested_at: time("2026-11-22T19:00:00Z"),
+        by: "root(0)".into(),
+    }
+}
+
+fn container(phase: Phase) -> Container {
+    let id = ContainerId::from_random([3; 8]);
+    let name = "web".parse().expect("a valid name");
+    let mut container = Container::new(id, name, (image(1), "debian:12".into()), time("2026-11-22T17:00:00Z"));
+    container.spec = spec();
+    container.policy = Policy { keep: 3, keep_bytes: Some(1_073_741_824), good_after_s: 60 };
+    container.phase = phase;
+    container.epoch = 3;
+    container.queue = Some(queue());
+    container.conditions = vec![Condition {
+        kind: ConditionKind::ExitIncomplete,
+        since: time("2026-11-22T19:10:01Z"),
+        message: "no space".into(),
+    }];
+    container.next_event = 9;
+    container.extra = BTreeMap::from([("of_a_newer_release".into(), json!(true))]);
+    container
+}
+
+fn exiting() -> Phase {
+    Phase::Exiting {
+        run: run(),
+        exit: Exit {
+            at: time("2026-11-22T19:10:00Z"),
+            code: Some(0),
+            kind: Kind::Exit,
+            health: Health::Unknown,
+            clean: true,
+            proves_origin: true,
+            note: Some("remark".into()),
+        },
+    }
+}
+
+#[test]
+fn the_frozen_container_means_what_it_meant() {
+    check_frozen(Format::Container, &container(exiting()));
+}
+
+#[test]
+fn the_frozen_image_means_what_it_meant() {
+    let config = ImageConfig {
+        entrypoint: texts(&["/entry"]),
+        cmd: texts(&["bash"]),
+        env: texts(&["PATH=/usr/bin:/bin"]),
+        user: Some("1000".into()),
+        workdir: Some("/srv".into()),
+        stop_signal: Some("SIGQUIT".into()),
+        volumes: texts(&["/var/lib/data"]),
+        labels: texts(&["version=12"]),
+        architecture: Some("amd64".into()),
+    };
+    let expected = Image {
+        digest: image(1),
+        config,
+        layers: vec![layer(11), layer(10)],
+        diff_ids: vec![image(2), image(3)],
+        bytes: 123_456_789,
+        imported_at: time("2026-11-22T17:00:00Z"),
+        source: "oci:debian".into(),
+    };
+    check_frozen(Format::Image, &expected);
+}
+
+#[test]
+fn the_frozen_layer_means_what_it_meant() {
+    let expected = LayerRecord {
+        id: layer(10),
+        kind: LayerKind::Image,
+        diff_id: Some(image(3)),
+        bytes: 123_456_789,
+        entries: 6789,
+        created_at: time("2026-11-22T17:00:00Z"),
+        form: Form::Dir,
+    };
+    check_frozen(Format::Layer, &expected);
+}
+
+#[test]
+fn the_frozen_event_means_what_it_meant() {
+    let expected = Entry {
+        number: 8,
+        at: time("2026-11-22T19:00:00Z"),
+        by: "root(0)".into(),
+        action: "rollback".into(),
+        detail: "quarantined [2], released []".into(),
+        from: Some(Seq(2)),
+        to: Some(Seq(1)),
+    };
+    check_frozen(Format::Event, &expected);
+}
+
+#[test]
+fn every_phase_survives_a_round_trip() {
+    let running = Phase::Running { run: run(), pid: 4242, started_at: time("2026-11-22T19:00:01Z") };
+    for phase in [Phase::Created, Phase::Starting { run: run() }, running, exiting(), Phase::Dormant] {
+        let container = container(phase);
+        let bytes = encode(Format::Container, &container);
+        assert_eq!(decode(Format::Container, &bytes), Ok(container));
+    }
+}
+
+#[test]
+fn fields_of_a_newer_release_survive_a_rewrite() {
+    let mut record: Value = serde_json::from_slice(&frozen(Format::Container, 1)).unwrap();
+    record["body"]["colour"] = json!("green");
+    record["body"]["queue"]["generations"][0]["replicas"] = json!(["d1", "d2"]);
+    let container: Container = decode(Format::Container, &serde_json::to_vec(&record).unwrap()).unwrap();
+    let rewritten: Value = serde_json::from_slice(&encode(Format::Container, &container)).unwrap();
+    assert_eq!(rewritten, record);
+}
+
+#[test]
+fn fields_that_v1_may_lack_have_their_default() {
+    let mut record: Value = serde_json::from_slice(&frozen(Format::Container, 1)).unwrap();
+    record["body"]["queue"].as_object_mut().unwrap().remove("held");
+    record["body"]["phase"]["exit"].as_object_mut().unwrap().remove("clean");
+    record["body"]["policy"] = json!({});
+    record["body"]["spec"] = json!({});
+    let container: Container = decode(Format::Container, &serde_json::to_vec(&record).unwrap()).unwrap();
+    assert_eq!(container.queue.unwrap().held, None);
+    assert_eq!(container.policy, Policy::default());
+    assert_eq!(container.spec, ContainerSpec::default());
+    let Phase::Exiting { exit, .. } = container.phase else { panic!("the phase was not touched") };
+    assert!(!exit.clean);
+}
+
+/// What decoding says of these bytes as an event.
+fn refusal(bytes: &[u8]) -> DecodeError {
+    decode::<Entry>(Format::Event, bytes).expect_err("the record is not one")
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    for (bytes, text) in [
+        (
+            r#"{"format":"perennial-layer","version":1,"body":{}}"#,
+            "expected a perennial-event record, found \"perennial-layer\"",
+        ),
+        (
+            r#"{"format":"perennial-event","version":2,"body":"new shape"}"#,
+            "perennial-event record has version 2, this release knows up to 1: use a newer release",
+        ),
+        (
+            r#"{"format":"perennial-event","version":1,"must_understand":["sealed"],"body":{}}"#,
+            "perennial-event record needs the feature \"sealed\", which this release does not know: use a newer release",
+        ),
+        (
+            r#"{"format":"perennial-event","version":0,"body":{}}"#,
+            "perennial-event record is damaged: versions count from 1, found 0",
+        ),
+    ] {
+        assert_eq!(refusal(bytes.as_bytes()).to_string(), text);
+    }
+}
+
+#[test]
+fn what_is_damaged_is_refused_without_a_panic() {
+    let whole = frozen(Format::Event, 1);
+    assert!(decode::<Entry>(Format::Event, &whole).is_ok());
+    let end = whole.iter().rposition(|byte| *byte == b'}').unwrap();
+    for length in 0..=end {
+        assert!(matches!(refusal(&whole[..length]), DecodeError::Damaged { .. }), "cut at {length}");
+    }
+    let deep = [r#"{"format":"perennial-event","version":1,"body":"#.as_bytes(), &[b'['; 100_000]].concat();
+    assert!(matches!(refusal(&deep), DecodeError::Damaged { .. }));
+    let twice = r#"{"format":"perennial-event","format":"perennial-event","version":1,"body":{}}"#;
+    assert!(matches!(refusal(twice.as_bytes()), DecodeError::Damaged { .. }));
+    let large = vec![b' '; RECORD_BYTES_MAX + 1];
+    assert_eq!(refusal(&large), DecodeError::TooLarge { format: "perennial-event", bytes: RECORD_BYTES_MAX + 1 });
+}
+
+#[test]
+fn bodies_with_values_out_of_their_bounds_are_damaged() {
+    for (field, value) in [
+        ("id", json!("not hexadecimal!")),
+        ("name", json!("../escape")),
+        ("image", json!("sha512:00")),
+        ("epoch", json!(-1)),
+        ("created_at", json!("yesterday")),
+        ("phase", json!({"state": "flying"})),
+    ] {
+        let mut record: Value = serde_json::from_slice(&frozen(Format::Container, 1)).unwrap();
+        record["body"][field] = value;
+        let refused = decode::<Container>(Format::Container, &serde_json::to_vec(&record).unwrap());
+        assert!(matches!(refused, Err(DecodeError::Damaged { .. })), "{field}");
+    }
+}
