@@ -22,17 +22,19 @@ const HOSTS: &[&str] = &[
     concat!("security.debian", ".org"),
 ];
 
-/// Written by cargo, which names the registry of every package.
-const WRITTEN_BY_TOOLS: &[&str] = &["Cargo.lock"];
+/// Paths, or beginnings of paths, that may name hosts: cargo writes the registry of every package into its lock file, and
+/// what an image's name means without a host is part of the formats that the crate for images reads.
+const MAY_NAME_HOSTS: &[&str] = &["Cargo.lock", "crates/perennial-registry/src/"];
 
 /// Returns every line that names a host of [`HOSTS`] or the directory the repository lies in.
 pub(super) fn check(tree: &Tree, root: &Path) -> Vec<Problem> {
     // A checkout directly under `/` has too short a path to tell it from any other text.
     let checkout = root.to_str().filter(|_| root.components().count() > 2);
     let mut problems = Vec::new();
-    for (path, text) in tree.texts().filter(|(path, _)| !WRITTEN_BY_TOOLS.contains(path)) {
+    for (path, text) in tree.texts() {
+        let may_name_hosts = MAY_NAME_HOSTS.iter().any(|allowed| path.starts_with(allowed));
         for (index, line) in text.lines().enumerate() {
-            for host in HOSTS.iter().filter(|host| line.contains(**host)) {
+            for host in HOSTS.iter().filter(|host| !may_name_hosts && line.contains(**host)) {
                 problems.push(Problem::of_line(path, index, format!("the registry host {host} is named")));
             }
             if checkout.is_some_and(|checkout| line.contains(checkout)) {
@@ -50,8 +52,9 @@ mod tests {
     #[test]
     fn hosts_and_the_checkout_are_found_outside_the_lock_file() {
         let host = HOSTS.first().unwrap();
-        let line = format!("pull {host}/library/debian\ncd /srv/checkout/perennial\n");
-        let tree = Tree::of(&[("README.md", &line), ("Cargo.lock", &line)]);
+        let pull = format!("pull {host}/library/debian\n");
+        let line = format!("{pull}cd /srv/checkout/perennial\n");
+        let tree = Tree::of(&[("README.md", &line), ("Cargo.lock", &pull)]);
         let problems: Vec<String> = check(&tree, Path::new("/srv/checkout")).iter().map(ToString::to_string).collect();
         assert_eq!(
             problems,

@@ -12,8 +12,6 @@ const LEFTOVERS: &[(&str, &str)] = &[
     (concat!("todo", "!("), "write it"),
     (concat!("unimplemented", "!("), "write it"),
     (concat!("#[", "ignore"), "a test runs or is deleted"),
-    (concat!("#[", "allow("), "use #[expect(…, reason = \"…\")]"),
-    (concat!("#![", "allow("), "use #![expect(…, reason = \"…\")]"),
 ];
 
 /// Returns the problems of all Rust sources.
