@@ -96,7 +96,7 @@ pub fn prepare(root: &Root, file: &LayerFile) -> Result<(), LayerError> {
         Err(error) => return Err(LayerError::io("create", &path, error)),
     }
     let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
-    atomic::write(directory.as_fd(), "layer.json", &format::encode(Format::Layer, file))
+    atomic::write(directory.as_fd(), "layer.json", &format::encode(Format::LayerFile, file))
         .map_err(|error| LayerError::io("write layer.json in", &path, error))
 }
 
@@ -127,7 +127,7 @@ pub fn adopt_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), Layer
 pub fn describe(root: &Root, layer: &LayerId) -> Result<LayerFile, LayerError> {
     let path = root.layer_dir(layer).join("layer.json");
     let bytes = std::fs::read(&path).map_err(|error| LayerError::io("read", &path, error))?;
-    format::decode(Format::Layer, &bytes).map_err(|source| LayerError::Format { path, source })
+    format::decode(Format::LayerFile, &bytes).map_err(|source| LayerError::Format { path, source })
 }
 
 /// Returns whether a layer has its tree on disk.

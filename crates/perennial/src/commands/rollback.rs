@@ -5,7 +5,7 @@ use crate::cli::args::{RollbackArgs, TargetArgs};
 use crate::cli::output::{self, Style};
 use crate::engine::Engine;
 use crate::engine::history::Target;
-use crate::failure::Result;
+use crate::failure::{Code, Result};
 use perennial_core::container::Phase;
 use perennial_core::generations::choose::Selector;
 use perennial_core::generations::rollback::RollbackPlan;
@@ -35,13 +35,19 @@ pub fn rollback(context: &Context, args: &RollbackArgs) -> Result<()> {
         show(context, &name, &planned, Tense::Would);
         return Ok(());
     }
-    // What was meant is settled now: the exit of the present run must not change what `--at` or `--latest-good` means.
-    let target = match target {
-        Target::To(_) => Target::To(Selector::Seq(planned.target)),
-        Target::Undo => Target::Undo,
-    };
+    let mut target = target;
     if before.value.phase.run().is_some() {
-        run::stop_and_wait(context, &name, None)?;
+        let held = context.engine.hold(&name, &target)?;
+        // What was meant is settled now: the exit of the present run must not change what `--at` or `--latest-good`
+        // means.
+        if target != Target::Undo {
+            target = Target::To(Selector::Seq(held));
+        }
+        match run::stop_and_wait(context, &name, None) {
+            // It may have ended by itself meanwhile.
+            Err(failure) if failure.code == Code::Conflict => {}
+            other => drop(other?),
+        }
     }
     let (done, _) = context.engine.rollback(&name, &target)?;
     if was_running && !args.no_start {

@@ -5,7 +5,7 @@ use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
 use perennial_core::generations::choose::{Selector, choose};
-use perennial_core::generations::{Generation, Health, KEEP_MAX, Kind, Policy, Queue};
+use perennial_core::generations::{Generation, Health, Kind, Policy, Queue};
 use perennial_core::id::{ContainerId, ContainerName, LayerId, Seq};
 use perennial_core::spec::ContainerSpec;
 use perennial_store::layer;
@@ -24,7 +24,7 @@ impl Engine {
         spec: ContainerSpec,
         policy: Policy,
     ) -> Result<Doc<Container>> {
-        check_policy(&policy)?;
+        policy.check()?;
         let image = self.resolve_image(image_name)?;
         let id = ContainerId::from_random(random()?);
         let mut container = Container::new(id, name.clone(), (image, image_name.to_owned()), self.now());
@@ -65,7 +65,7 @@ impl Engine {
         let (_lock, mut doc) = self.locked(name)?;
         let mut policy = doc.value.policy.clone();
         change(&mut policy);
-        check_policy(&policy)?;
+        policy.check()?;
         doc.value.policy = policy.clone();
         let bytes = policy.keep_bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
         let note = Note::new("set", format!("keep {}, keep-bytes {bytes}", policy.keep));
@@ -187,18 +187,4 @@ impl Engine {
         self.empty_trash();
         Ok(())
     }
-}
-
-/// Refuses a policy that cannot be kept.
-fn check_policy(policy: &Policy) -> Result<()> {
-    if policy.keep == 0 || policy.keep > KEEP_MAX {
-        return Err(Failure::new(
-            Code::Usage,
-            format!("--keep {} is not possible: at least 1 and at most {KEEP_MAX} generations are kept", policy.keep),
-        ));
-    }
-    if policy.keep_bytes == Some(0) {
-        return Err(Failure::new(Code::Usage, "--keep-bytes 0 is not possible: the last good generation always stays"));
-    }
-    Ok(())
 }

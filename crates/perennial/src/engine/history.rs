@@ -38,6 +38,18 @@ impl Engine {
         Ok(planned)
     }
 
+    /// Holds a rollback's target against eviction, so that the exit of the present run cannot push it out (A19).
+    ///
+    /// # Errors
+    /// As [`Engine::plan_rollback`].
+    pub fn hold(&self, name: &ContainerName, target: &Target) -> Result<Seq> {
+        let (_lock, mut doc) = self.locked(name)?;
+        let planned = self.plan_rollback(&doc.value, target)?;
+        doc.value.queue.get_or_insert_with(Queue::default).held = Some(planned.target);
+        self.save(&mut doc, None)?;
+        Ok(planned.target)
+    }
+
     /// Rolls a container back that does not run. Nothing is deleted: newer generations are quarantined (A32).
     ///
     /// # Errors

@@ -60,13 +60,15 @@ impl Engine {
     /// # Errors
     /// Where a step fails; everything is then still as valid as before it.
     pub fn settle(&self, id: &ContainerId) -> Result<()> {
-        while !self.must_yield() && self.settle_step(id)? {}
+        // Space when the last generation was evicted for its bytes: where that freed nothing, more would not either.
+        let mut bytes_before = u64::MAX;
+        while !self.must_yield() && self.settle_step(id, &mut bytes_before)? {}
         self.empty_trash();
         Ok(())
     }
 
     /// One step, under the container's lock; returns whether another may follow.
-    fn settle_step(&self, id: &ContainerId) -> Result<bool> {
+    fn settle_step(&self, id: &ContainerId, bytes_before: &mut u64) -> Result<bool> {
         let Some(_lock) = self.root.lock_container(id, Wait::Never)? else { return Ok(false) };
         let Ok(doc) = self.container(id) else { return Ok(false) };
         self.free_unused()?;
@@ -76,7 +78,7 @@ impl Engine {
         if self.merge_deep(doc.clone())? {
             return Ok(true);
         }
-        self.evict_by_bytes(doc)
+        self.evict_by_bytes(doc, bytes_before)
     }
 
     /// Returns the layers that any generation, run, image or view names; without those of one container.
@@ -317,7 +319,7 @@ impl Engine {
     }
 
     /// Evicts one generation where the container is over its byte bound; folding then frees what only it needed.
-    fn evict_by_bytes(&self, mut doc: Doc<Container>) -> Result<bool> {
+    fn evict_by_bytes(&self, mut doc: Doc<Container>, bytes_before: &mut u64) -> Result<bool> {
         let Some(bound) = doc.value.policy.keep_bytes else { return Ok(false) };
         let used = self.bytes_of(&doc.value)?;
         if used <= bound {
@@ -325,13 +327,15 @@ impl Engine {
         }
         let now = self.now();
         let Some(queue) = &mut doc.value.queue else { return Ok(false) };
-        let Some(seq) = queue.head_for_eviction() else {
+        let frees_something = used < *bytes_before;
+        let Some(seq) = queue.head_for_eviction().filter(|_| frees_something) else {
             if !doc.value.has(perennial_core::container::ConditionKind::RetentionBlocked) {
                 doc.value.note_retention(true, now);
                 self.save(&mut doc, None)?;
             }
             return Ok(false);
         };
+        *bytes_before = used;
         queue.remove(seq);
         let detail = format!("evicted {seq}: {used} bytes are more than keep-bytes {bound}");
         self.save(&mut doc, Some(Note { from: Some(seq), ..Note::new("evict", detail) }))?;

@@ -74,7 +74,7 @@ fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd
     let (container_lock, mut prepared) = engine.admit(request)?;
     report(Report::Timing { stage: "admitted", took: watch.elapsed() });
     let started = start(engine, &mut prepared, request, client, report);
-    let (mut session, started_at) = match started {
+    let mut session = match started {
         Ok(started) => started,
         Err(failure) => {
             engine.undo_start(&mut prepared, &failure)?;
@@ -82,13 +82,17 @@ fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd
         }
     };
     drop(container_lock);
+    let up = Stopwatch::start();
     report(Report::Timing { stage: "started", took: watch.elapsed() });
     let mut last_check_passed = None;
     let status = session.wait(&mut |event| on_event(engine, &prepared.doc.value, &event, &mut last_check_passed))?;
+    let ended_at = engine.now();
+    let up_ns = i64::try_from(up.elapsed().as_nanos()).unwrap_or(i64::MAX);
     let watch = Stopwatch::start();
     let facts = RunFacts {
-        started_at: Some(started_at),
-        ended_at: engine.now(),
+        // How long it was up is measured on the clock that nobody sets (A38).
+        started_at: Some(Time::from_unix_nanos(ended_at.unix_nanos().saturating_sub(up_ns))),
+        ended_at,
         code: status.code,
         was_stopped: status.stopped_by_request,
         was_out_of_memory: status.oom,
@@ -113,7 +117,7 @@ fn start(
     request: &StartRequest,
     client: Option<OwnedFd>,
     report: Reporter<'_>,
-) -> Result<(Session, Time)> {
+) -> Result<Session> {
     let watch = Stopwatch::start();
     engine.mount_run(prepared)?;
     report(Report::Timing { stage: "mounted", took: watch.elapsed() });
@@ -137,7 +141,7 @@ fn start(
     prepared.doc.value = prepared.doc.value.clone().step(event)?;
     engine.save(&mut prepared.doc, None)?;
     report(Report::Started { run: &id, pid: started.pid });
-    Ok((session, at))
+    Ok(session)
 }
 
 fn start_failure(failure: &StartFailure) -> Failure {
