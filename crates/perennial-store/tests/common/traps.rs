@@ -294,3 +294,9 @@ pub fn second(root: &Path) {
     xattr(root, b"user.root", b"r");
     set_times(root, 5_000_000_000, 42);
 }
+
+pub fn chmod_unless_link(path: &Path, mode: u32) {
+    if !path.is_symlink() {
+        chmod(path, mode);
+    }
+}
