@@ -38,7 +38,7 @@ fn apply(root: &Path, op: &Op) {
             traps::write(&path, PATHS[op.other].as_bytes());
         }
         2 if is_file => traps::append(&path, b"+"),
-        3 | 4 | 5 => drop(fs::create_dir(&path)),
+        3..=5 => drop(fs::create_dir(&path)),
         6 | 7 => traps::remove(&path),
         8 | 9 => drop(fs::rename(&path, &other)),
         10 => drop(fs::hard_link(&path, &other)),
@@ -132,7 +132,7 @@ fn play(dir: &Path, runs: &[Vec<Op>], pick: usize) {
     for data in [Data::Copy, Data::Link] {
         let (flat, measure) = lab.flatten(data);
         assert_eq!(measure.entries, tree::measure(common::open(&flat).as_fd()).unwrap().entries);
-        let stack = [&[flat.clone()], lab.image.as_slice()].concat();
+        let stack = [std::slice::from_ref(&flat), &lab.image].concat();
         assert_same(&expected, &lab.list(&stack), "flattened");
         tree::remove_tree(&flat).unwrap();
     }

@@ -63,7 +63,7 @@ impl Drop for LoopFs {
     fn drop(&mut self) {
         let done = Command::new("umount").arg(self.path()).status();
         if !done.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+            drop(Command::new("umount").arg("-l").arg(self.path()).status());
         }
     }
 }

@@ -208,7 +208,7 @@ pub fn first(root: &Path) {
     write(&root.join("nested/in/file"), b"new");
     for name in ["z-first", "a-second", "usr/third"] {
         if name == "z-first" {
-            write(&root.join(name), b"linked")
+            write(&root.join(name), b"linked");
         } else {
             fs::hard_link(root.join("z-first"), root.join(name)).unwrap();
         }
