@@ -128,12 +128,20 @@ impl Connection {
         pump::run(&self.fd, config)
     }
 
+    /// Asks for output, which whoever waits on this connection afterwards passes over.
+    ///
+    /// # Errors
+    /// If the supervisor has gone.
+    pub fn request_output(&self) -> Result<(), AttachError> {
+        self.send(&Request::Attach)
+    }
+
     /// Waits until the process of a starting container runs, then leaves it.
     ///
     /// # Errors
     /// If the supervisor has gone; the failure of a start is the inner error.
     pub fn wait_started(self) -> Result<Result<(), StartFailure>, AttachError> {
-        self.send(&Request::Attach)?;
+        self.request_output()?;
         loop {
             match self.receive()? {
                 // An exit so soon means that it did start.
