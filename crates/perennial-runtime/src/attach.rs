@@ -136,6 +136,14 @@ impl Connection {
         self.send(&Request::Attach)
     }
 
+    /// Tells the size of our terminal; told before the start, it is the container's from the beginning.
+    ///
+    /// # Errors
+    /// If the supervisor has gone.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<(), AttachError> {
+        self.send(&Request::Resize { rows, columns })
+    }
+
     /// Waits until the process of a starting container runs, then leaves it.
     ///
     /// # Errors
