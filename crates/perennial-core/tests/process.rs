@@ -4,9 +4,9 @@ use perennial_core::image::ImageConfig;
 use perennial_core::process::{
     Capability, ExecSettings, GroupRef, PATH_DEFAULT, Process, ProcessError, ProcessFacts, ResolvedUser, Signal,
     UserRef, UserSpec, capabilities, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume, resolve,
-    resolve_exec, user_of,
+    resolve_exec, resolve_health, user_of,
 };
-use perennial_core::spec::{ContainerSpec, Volume};
+use perennial_core::spec::{ContainerSpec, HealthCheck, Volume};
 
 fn texts(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()
@@ -142,6 +142,19 @@ fn exec_takes_the_containers_process_and_changes_what_is_asked() {
     assert!(["A=2", "TERM=xterm", "HOME=/"].iter().all(|text| process.env.contains(&(*text).to_owned())));
     assert_eq!((process.user.uid, process.cwd.as_str(), process.tty), (0, "/", true));
     assert_eq!(resolve_exec(&base, &ExecSettings::default()), Err(ProcessError::NoCommand));
+}
+
+#[test]
+fn a_health_check_of_one_word_goes_to_the_shell() {
+    let spec = ContainerSpec { command: texts(&["c"]), tty: true, interactive: true, ..Default::default() };
+    let base = resolve(&spec, &image_none(), None, &facts()).unwrap();
+    let args = |command: &[&str]| {
+        let check = HealthCheck { command: texts(command), interval_s: 1, timeout_s: 1, retries: 1, start_period_s: 0 };
+        resolve_health(&base, &check).map(|process| (process.args, process.tty, process.interactive))
+    };
+    assert_eq!(args(&["test -e /x"]), Ok((texts(&["/bin/sh", "-c", "test -e /x"]), false, false)));
+    assert_eq!(args(&["test", "-e"]), Ok((texts(&["test", "-e"]), false, false)));
+    assert_eq!(args(&[]), Err(ProcessError::NoCommand));
 }
 
 #[test]
