@@ -1,4 +1,5 @@
 //! The process of a run (row A7): how settings and image combine, and what people may type.
+#![cfg(test)]
 
 use perennial_core::image::ImageConfig;
 use perennial_core::process::{

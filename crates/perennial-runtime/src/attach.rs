@@ -94,6 +94,8 @@ impl AttachError {
 #[derive(Debug)]
 pub struct Connection {
     fd: OwnedFd,
+    /// How the run ended, where that came in answer to something else.
+    ended: Option<Outcome>,
 }
 
 impl Connection {
@@ -104,7 +106,7 @@ impl Connection {
     pub fn open(control_socket: &Path) -> Result<Self, AttachError> {
         let path = control_socket.display().to_string();
         let fd = connect_packets(control_socket).map_err(|source| AttachError::NoSupervisor { path, source })?;
-        Ok(Self { fd })
+        Ok(Self { fd, ended: None })
     }
 
     /// Makes a connection to a supervisor that is about to be started, and the end to hand to it, for instance as its
@@ -116,7 +118,7 @@ impl Connection {
         let flags = SocketFlags::CLOEXEC;
         let (fd, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|errno| AttachError::Io { what: "making a socket", source: errno.into() })?;
-        Ok((Self { fd }, other))
+        Ok((Self { fd, ended: None }, other))
     }
 
     /// Connects our standard streams with the container's until one side ends it. Signals that come in meanwhile are
@@ -170,7 +172,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the supervisor refuses or has gone.
-    pub fn stop(&self, timeout_s: Option<u32>) -> Result<(), AttachError> {
+    pub fn stop(&mut self, timeout_s: Option<u32>) -> Result<(), AttachError> {
         self.send(&Request::Stop { timeout_s })?;
         self.done()
     }
@@ -179,7 +181,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the supervisor refuses or has gone.
-    pub fn signal(&self, signal: Signal) -> Result<(), AttachError> {
+    pub fn signal(&mut self, signal: Signal) -> Result<(), AttachError> {
         self.send(&Request::Signal(signal))?;
         self.done()
     }
@@ -210,6 +212,9 @@ impl Connection {
     /// # Errors
     /// If the kernel refuses. That the supervisor has gone is an outcome.
     pub fn wait_exit(self) -> Result<Outcome, AttachError> {
+        if let Some(outcome) = self.ended {
+            return Ok(outcome);
+        }
         loop {
             match self.receive() {
                 Ok(Reply::Exit(code)) => return Ok(Outcome::Exited(code)),
@@ -221,11 +226,19 @@ impl Connection {
         }
     }
 
-    fn done(&self) -> Result<(), AttachError> {
+    fn done(&mut self) -> Result<(), AttachError> {
         loop {
             match self.receive()? {
+                Reply::Done => return Ok(()),
                 // The run is over: what was asked for has come about, or has no object any more.
-                Reply::Done | Reply::Exit(_) | Reply::Failed { .. } => return Ok(()),
+                Reply::Exit(code) => {
+                    self.ended = Some(Outcome::Exited(code));
+                    return Ok(());
+                }
+                Reply::Failed { code, message } => {
+                    self.ended = Some(Outcome::Failed(StartFailure { code, message }));
+                    return Ok(());
+                }
                 Reply::Refused(message) => return Err(AttachError::Refused { message }),
                 Reply::Output(_)
                 | Reply::ErrorOutput(_)

@@ -181,7 +181,7 @@ impl Bridge {
             .and_then(|()| self.netavark("setup", &self.request(id, address.address), namespace));
         if let Err(error) = made {
             // The first error is the one to tell; what is left is found and taken down by the next teardown.
-            let _: Result<(), NetworkError> = self.teardown_locked(id, namespace);
+            self.teardown_locked(id, namespace).ok();
             return Err(error);
         }
         Ok(address)
@@ -306,7 +306,7 @@ impl Bridge {
             .map_err(&fail)?;
         if let Some(mut stdin) = child.stdin.take() {
             // Should it end without reading, its exit status says why.
-            let _: io::Result<()> = stdin.write_all(request.to_string().as_bytes());
+            stdin.write_all(request.to_string().as_bytes()).ok();
         }
         let output = child.wait_with_output().map_err(fail)?;
         if output.status.success() {

@@ -1,4 +1,5 @@
 //! The OCI bundle: a golden `config.json`, and what settings change in it.
+#![cfg(test)]
 
 use perennial_core::image::ImageConfig;
 use perennial_core::process::{Capability, Process, ProcessFacts, ResolvedUser, resolve};

@@ -1,4 +1,5 @@
 //! What a container's process finds, and how its end is told (rows A7, A17): against a real runtime.
+#![cfg(test)]
 
 mod common;
 
@@ -163,8 +164,8 @@ fn memory_running_out_is_told() {
 
 #[test]
 fn limits_are_in_force() {
-    let mut container = shell("for i in 1 2 3 4 5 6 7 8 9; do sleep 9 & done; echo all");
-    container.spec.limits.pids = Some(5);
+    let mut container = shell("for i in $(seq 60); do sleep 9 & done; echo all");
+    container.spec.limits.pids = Some(30);
     let ran = container.run();
     assert!(ran.stderr.contains("can't fork") && !ran.stdout.contains("all"), "{ran:?}");
 

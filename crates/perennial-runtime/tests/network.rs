@@ -1,4 +1,5 @@
 //! The bridge, leases, namespaces and `resolv.conf`.
+#![cfg(test)]
 
 mod common;
 

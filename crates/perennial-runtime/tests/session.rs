@@ -1,4 +1,5 @@
 //! What a supervisor does for its clients: output, input, terminals, slow readers, logs, health.
+#![cfg(test)]
 
 mod common;
 
@@ -110,6 +111,49 @@ fn a_terminal_is_attached_resized_and_left() {
     again.send("end\r");
     assert_eq!(again.wait(), 6);
     assert_eq!(container.wait(child).code, 6);
+}
+
+#[test]
+fn the_exit_code_comes_even_if_input_was_left_unread() {
+    let mut container = shell("read line; exit 3");
+    container.spec.interactive = true;
+    let (child, _) = container.start();
+    let mut attached = client(&container, "i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut stdin = attached.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || {
+        let line = [b'x'; 4096].as_slice();
+        // Nobody reads the rest; the pipe breaks when the client ends.
+        while stdin.write_all(line).and_then(|()| stdin.write_all(b"\n")).is_ok() {}
+    });
+    assert_eq!(attached.wait().unwrap().code(), Some(3));
+    writer.join().unwrap();
+    assert_eq!(container.wait(child).code, 3);
+}
+
+#[test]
+fn stopping_and_waiting_gives_the_exit_code() {
+    let mut container = shell("trap 'exit 8' TERM; echo up; while :; do sleep 0.05; done");
+    let (child, _) = container.start();
+    container.wait_for_output("up");
+    let mut connection = Connection::open(&container.path("control.sock")).unwrap();
+    connection.stop(None).unwrap();
+    assert_eq!(connection.wait_exit().unwrap(), Outcome::Exited(8));
+    container.wait(child);
+}
+
+#[test]
+fn a_signal_before_the_start_stops_the_container_at_once() {
+    let mut container = shell("trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    container.spec.stop_timeout_s = Some(1);
+    let (connection, end) = Connection::pair().unwrap();
+    container.first_client = Some(end);
+    let child = container.spawn();
+    let pid = Pid::from_child(&child);
+    wait_for("the control socket", || container.path("control.sock").exists().then_some(()));
+    kill_process(pid, Signal::TERM).unwrap();
+    let ran = container.wait(child);
+    assert!(ran.stopped_by_request && [0, 137].contains(&ran.code), "{ran:?}");
+    assert_eq!(connection.wait_exit().unwrap(), Outcome::Exited(i32::try_from(ran.code).unwrap()));
 }
 
 #[test]
@@ -271,7 +315,7 @@ fn health_is_checked_inside_the_container() {
     let (child, _) = container.start();
     let events = || std::fs::read_to_string(container.path("events")).unwrap_or_default();
     wait_for("health", || events().contains("Healthy").then_some(()));
-    let connection = Connection::open(&container.path("control.sock")).unwrap();
+    let mut connection = Connection::open(&container.path("control.sock")).unwrap();
     assert_eq!(connection.status().unwrap()["health"], "healthy");
     std::fs::remove_file(container.path("rootfs/ok")).unwrap();
     wait_for("sickness", || events().contains("Unhealthy { failures: 2 }").then_some(()));
@@ -306,7 +350,8 @@ fn exec_gives_the_exit_code_and_the_streams() {
     let (child, _) = container.start();
     let exec = |flags: &str, command: &[&str], input: &str| {
         let mut running = Command::new(example("client"))
-            .args(["exec", "runc"])
+            .arg("exec")
+            .arg(container.runtime.program())
             .arg(container.path("oci"))
             .args([&container.id, flags])
             .args(command)
@@ -326,7 +371,8 @@ fn exec_gives_the_exit_code_and_the_streams() {
     assert_eq!(exec("", &["/etc/passwd"], "").0, 126);
     assert_eq!(exec("", &["sh", "-c", "kill -9 $$"], "").0, 137);
     let (oci, id) = (container.path("oci").display().to_string(), container.id.clone());
-    let mut terminal = InTerminal::start(&["exec", "runc", &oci, &id, "ti", "sh"]);
+    let program = container.runtime.program().display().to_string();
+    let mut terminal = InTerminal::start(&["exec", &program, &oci, &id, "ti", "sh"]);
     terminal.send("stty size; exit 12\r");
     terminal.expect("24 80");
     assert_eq!(terminal.wait(), 12);

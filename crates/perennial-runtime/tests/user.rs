@@ -1,4 +1,5 @@
 //! Users looked up in files that a container may have made hostile.
+#![cfg(test)]
 
 use perennial_core::process::{ResolvedUser, UserSpec};
 use perennial_runtime::user::{UserError, lookup};

@@ -137,7 +137,7 @@ impl Session {
             Ok(streams) => streams,
             Err(failure) => {
                 // It runs and nobody could talk to it.
-                let _: Result<(), crate::oci::OciError> = runtime.delete(id, true);
+                runtime.delete(id, true).ok();
                 return Err(failure);
             }
         };
@@ -169,7 +169,7 @@ impl Session {
         let Some(pid) = self.init.as_ref().map(|init| init.pid) else { return Err(SessionError::NotStarted) };
         if let Some(timeout_s) = self.stop_wanted.take() {
             // It may just have ended; then there is nothing to ask for.
-            let _: Result<(), String> = self.stop(timeout_s, on_event);
+            self.stop(timeout_s, on_event).ok();
         }
         let status = loop {
             if let Some(status) = reap(pid, self.checks.as_ref().is_some_and(Checks::is_running))? {
@@ -179,10 +179,10 @@ impl Session {
             if let Some(event) = self.init.as_mut().and_then(|init| init.kill_if_due(now)) {
                 on_event(event);
             }
-            if let (Some(checks), Some(init)) = (&mut self.checks, &self.init) {
-                if let Some(event) = checks.step(init, now) {
-                    on_event(event);
-                }
+            if let (Some(checks), Some(init)) = (&mut self.checks, &self.init)
+                && let Some(event) = checks.step(init, now)
+            {
+                on_event(event);
             }
             self.turn(on_event)?;
         };
@@ -203,6 +203,7 @@ impl Session {
     /// Tells every client how it ended, for at most a few seconds, and ends the session. The caller has committed what
     /// is to be committed.
     pub fn finish(mut self, outcome: Result<i32, StartFailure>) {
+        self.listener.hide();
         self.accept();
         // A packet socket that is closed with something unread takes what it has sent back from the other side.
         self.read_clients(&mut |_| {});
@@ -221,10 +222,8 @@ impl Session {
             }
             let mut fds: Vec<_> = self.clients.iter().map(|client| PollFd::new(client.fd(), PollFlags::OUT)).collect();
             let left = clock::timespec_of(end.saturating_sub(now));
-            if let Err(errno) = poll(&mut fds, Some(&left)) {
-                if errno != Errno::INTR {
-                    return;
-                }
+            if poll(&mut fds, Some(&left)).is_err_and(|errno| errno != Errno::INTR) {
+                return;
             }
             drop(fds);
             self.clients.iter_mut().for_each(Client::flush);
@@ -234,7 +233,8 @@ impl Session {
     /// Waits for something to happen, and handles it.
     fn turn(&mut self, on_event: &mut dyn FnMut(SessionEvent)) -> Result<(), SessionError> {
         let now = clock::monotonic();
-        let is_held = self.clients.iter_mut().fold(false, |held, client| client.holds_output(now) || held);
+        // Each one is asked, because each one's patience runs.
+        let is_held = self.clients.iter_mut().filter_map(|client| client.holds_output(now).then_some(())).count() > 0;
         let ready = self.poll_ready(is_held, now)?;
         for source in ready {
             match source {
@@ -303,7 +303,7 @@ impl Session {
         // The loop looks for ended children in every turn; a hang-up of a terminal that started us is no reason to end.
         if self.signals.take().iter().any(|number| matches!(*number, SIGTERM | SIGINT)) {
             // It may just have ended; then the next look finds that.
-            let _: Result<(), String> = self.stop(None, on_event);
+            self.stop(None, on_event).ok();
         }
     }
 
@@ -373,7 +373,8 @@ impl Session {
             }
             Request::Signal(signal) => match &self.init {
                 Some(init) => done(init.signal(signal)),
-                None => Some(Reply::Refused("the container has not been started yet".to_owned())),
+                // Whoever signals a container that is only being started does not want it to start.
+                None => done(self.stop(None, on_event)),
             },
             Request::Stop { timeout_s } => done(self.stop(timeout_s, on_event)),
             Request::Status => Some(Reply::Status(self.status())),
@@ -421,11 +422,11 @@ impl Session {
     }
 
     fn spread(&mut self, stream: Stream, bytes: Vec<u8>, on_event: &mut dyn FnMut(SessionEvent)) {
-        if let Err(error) = self.log.append(stream, &bytes, clock::wall()) {
-            if !std::mem::replace(&mut self.log_has_failed, true) {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                on_event(SessionEvent::LogFailed { message: format!("{error}: {cause}") });
-            }
+        if let Err(error) = self.log.append(stream, &bytes, clock::wall())
+            && !std::mem::replace(&mut self.log_has_failed, true)
+        {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            on_event(SessionEvent::LogFailed { message: format!("{error}: {cause}") });
         }
         let count = bytes.len();
         let reply = match stream {

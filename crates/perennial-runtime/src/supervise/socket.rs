@@ -46,6 +46,11 @@ impl Listener {
         short_path(&self.directory, &self.name, &std::process::id().to_string())
     }
 
+    /// Removes the file: nobody connects any more, but those who have can still be accepted.
+    pub(crate) fn hide(&self) {
+        rustix::fs::unlinkat(&self.directory, &self.name, rustix::fs::AtFlags::empty()).ok();
+    }
+
     /// Accepts a connection, if one waits.
     pub(crate) fn accept(&self) -> io::Result<Option<OwnedFd>> {
         match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
@@ -58,8 +63,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Gone already if the run directory was removed first.
-        let _: Result<(), Errno> = rustix::fs::unlinkat(&self.directory, &self.name, rustix::fs::AtFlags::empty());
+        // Gone already if it was hidden, or the run directory was removed first.
+        self.hide();
     }
 }
 
@@ -94,7 +99,13 @@ pub(crate) enum Received {
 /// Takes a packet without waiting.
 pub(crate) fn receive_packet(fd: impl AsFd) -> Received {
     let mut buffer = vec![0_u8; PACKET_BYTES_MAX];
-    match recv(fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+    let mut result = recv(&fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT);
+    if result == Err(Errno::CONNRESET) {
+        // The other end closed without reading all we sent. The kernel says that once, and first; what it had sent
+        // before, such as the exit code, is still to be read.
+        result = recv(&fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT);
+    }
+    match result {
         Ok((count, _)) if count > 0 => {
             buffer.truncate(count);
             Received::Packet(buffer)
@@ -112,10 +123,10 @@ pub(crate) fn receive_fd(fd: impl AsFd) -> io::Result<OwnedFd> {
     let mut parts = [IoSliceMut::new(&mut bytes)];
     recvmsg(fd, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            if let Some(fd) = fds.next() {
-                return Ok(fd);
-            }
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(fd);
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "no descriptor came with the message"))
