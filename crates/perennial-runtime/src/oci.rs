@@ -394,7 +394,13 @@ pub fn classify(message: &str) -> i32 {
         has("exec: \"") || has("executable") || has("exec container process") || has("exec user process");
     match is_about_program {
         true if has("not found") || has("no such file") => EXIT_NOT_FOUND,
-        true if has("permission denied") || has("exec format error") || has("is a directory") => EXIT_NOT_EXECUTABLE,
+        true if has("permission denied")
+            || has("not permitted")
+            || has("exec format error")
+            || has("is a directory") =>
+        {
+            EXIT_NOT_EXECUTABLE
+        }
         true | false => EXIT_RUNTIME,
     }
 }

@@ -280,7 +280,7 @@ fn a_stranger_who_holds_the_output_open_is_not_waited_for() {
 
 #[test]
 fn logs_rotate_without_cutting_lines_and_can_be_followed() {
-    let mut container = shell("i=0; while [ $i -lt 2000 ]; do echo line-$i-0123456789; i=$((i+1)); done; printf end");
+    let mut container = shell("i=0; while [ $i -lt 6000 ]; do echo line-$i-0123456789; i=$((i+1)); done; printf end");
     container.log_bytes_max = 64 * 1024;
     let child = container.spawn();
     let mut reader = LogReader::open(&container.path("log"));
@@ -292,7 +292,7 @@ fn logs_rotate_without_cutting_lines_and_can_be_followed() {
         followed.ends_with(b"end").then_some(())
     });
     let ran = container.wait(child);
-    let expected: String = (0..2000).map(|number| format!("line-{number}-0123456789\n")).collect();
+    let expected: String = (0..6000).map(|number| format!("line-{number}-0123456789\n")).collect();
     assert_eq!(String::from_utf8(followed).unwrap(), expected.clone() + "end");
     assert!(container.path("log.1").exists() && !container.path("log.3").exists());
     assert!(std::fs::metadata(container.path("log.1")).unwrap().len() < 2 * 64 * 1024 + 32 * 1024 * 4);
@@ -301,7 +301,7 @@ fn logs_rotate_without_cutting_lines_and_can_be_followed() {
     let options = ReadOptions { tail: Some(3), since: None };
     let lines = { tail }.read_all(&options).unwrap();
     let texts: Vec<_> = lines.iter().map(|line| String::from_utf8_lossy(&line.text).into_owned()).collect();
-    assert_eq!(texts, ["line-1998-0123456789\n", "line-1999-0123456789\n", "end"]);
+    assert_eq!(texts, ["line-5998-0123456789\n", "line-5999-0123456789\n", "end"]);
     let options = ReadOptions { tail: None, since: Some(lines[2].at) };
     let since = LogReader::open(&container.path("log")).read_all(&options).unwrap();
     assert!(!since.is_empty() && since.iter().all(|line| line.at >= lines[2].at));

@@ -16,7 +16,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketType;
-use rustix::process::{Pid, WaitOptions, WaitStatus, set_child_subreaper, wait, waitpid};
+use rustix::process::{
+    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, set_child_subreaper, wait, waitid, waitpid,
+};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use std::path::Path;
 use std::time::Duration;
@@ -29,6 +31,10 @@ const PACKETS_PER_TURN_MAX: usize = 16;
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Longest time for telling clients how it ended.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
+/// Longest time for init to become a child of this process after the runtime has ended.
+const ADOPT_MAX: Duration = Duration::from_secs(10);
+/// How often the supervisor looks for that.
+const ADOPT_LOOK: Duration = Duration::from_millis(1);
 /// Orphans reaped before other events have their turn.
 const ORPHANS_PER_TURN_MAX: usize = 64;
 /// How often the loop looks whether a slow client still holds up the output.
@@ -144,6 +150,7 @@ impl Session {
         if let Some((rows, columns)) = self.size {
             streams.resize(rows, columns);
         }
+        adopt(init).map_err(|error| fail("waiting for the container's process", &error))?;
         self.input.connect(streams.stdin.take(), self.config.tty);
         self.streams = Some(streams);
         self.give_input();
@@ -453,6 +460,19 @@ impl Session {
             }
         }
         self.streams = None;
+    }
+}
+
+/// Waits until init is a child of this process: `crun` has a helper that ends a moment after it.
+fn adopt(init: Pid) -> std::io::Result<()> {
+    let end = clock::monotonic().saturating_add(ADOPT_MAX);
+    loop {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(init), options) {
+            Ok(_) => return Ok(()),
+            Err(Errno::CHILD | Errno::INTR) if clock::monotonic() < end => clock::pause(ADOPT_LOOK),
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

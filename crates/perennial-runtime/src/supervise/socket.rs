@@ -27,13 +27,18 @@ impl Listener {
     /// Listens at `path`; whatever is there is a leftover and removed.
     pub(crate) fn open(path: &Path, kind: SocketType) -> io::Result<Self> {
         let (directory, name) = split(path)?;
-        match rustix::fs::unlinkat(&directory, &name, rustix::fs::AtFlags::empty()) {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(&name);
+        let hidden = PathBuf::from(hidden);
+        match rustix::fs::unlinkat(&directory, &hidden, rustix::fs::AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
         let fd = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-        bind(&fd, &address(&directory, &name, "self")?)?;
+        bind(&fd, &address(&directory, &hidden, "self")?)?;
         listen(&fd, BACKLOG)?;
+        // Whoever sees the name can connect.
+        rustix::fs::renameat(&directory, &hidden, &directory, &name)?;
         Ok(Self { fd, directory, name })
     }
 
