@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::cell::OnceCell;
 use std::io;
 use std::path::Path;
 
@@ -95,7 +96,7 @@ impl AttachError {
 pub struct Connection {
     fd: OwnedFd,
     /// How the run ended, where that came in answer to something else.
-    ended: Option<Outcome>,
+    ended: OnceCell<Outcome>,
 }
 
 impl Connection {
@@ -106,7 +107,7 @@ impl Connection {
     pub fn open(control_socket: &Path) -> Result<Self, AttachError> {
         let path = control_socket.display().to_string();
         let fd = connect_packets(control_socket).map_err(|source| AttachError::NoSupervisor { path, source })?;
-        Ok(Self { fd, ended: None })
+        Ok(Self { fd, ended: OnceCell::new() })
     }
 
     /// Makes a connection to a supervisor that is about to be started, and the end to hand to it, for instance as its
@@ -118,7 +119,7 @@ impl Connection {
         let flags = SocketFlags::CLOEXEC;
         let (fd, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|errno| AttachError::Io { what: "making a socket", source: errno.into() })?;
-        Ok((Self { fd, ended: None }, other))
+        Ok((Self { fd, ended: OnceCell::new() }, other))
     }
 
     /// Connects our standard streams with the container's until one side ends it. Signals that come in meanwhile are
@@ -172,7 +173,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the supervisor refuses or has gone.
-    pub fn stop(&mut self, timeout_s: Option<u32>) -> Result<(), AttachError> {
+    pub fn stop(&self, timeout_s: Option<u32>) -> Result<(), AttachError> {
         self.send(&Request::Stop { timeout_s })?;
         self.done()
     }
@@ -181,7 +182,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the supervisor refuses or has gone.
-    pub fn signal(&mut self, signal: Signal) -> Result<(), AttachError> {
+    pub fn signal(&self, signal: Signal) -> Result<(), AttachError> {
         self.send(&Request::Signal(signal))?;
         self.done()
     }
@@ -212,8 +213,8 @@ impl Connection {
     /// # Errors
     /// If the kernel refuses. That the supervisor has gone is an outcome.
     pub fn wait_exit(self) -> Result<Outcome, AttachError> {
-        if let Some(outcome) = self.ended {
-            return Ok(outcome);
+        if let Some(outcome) = self.ended.get() {
+            return Ok(outcome.clone());
         }
         loop {
             match self.receive() {
@@ -226,17 +227,17 @@ impl Connection {
         }
     }
 
-    fn done(&mut self) -> Result<(), AttachError> {
+    fn done(&self) -> Result<(), AttachError> {
         loop {
             match self.receive()? {
                 Reply::Done => return Ok(()),
                 // The run is over: what was asked for has come about, or has no object any more.
                 Reply::Exit(code) => {
-                    self.ended = Some(Outcome::Exited(code));
+                    self.ended.get_or_init(|| Outcome::Exited(code));
                     return Ok(());
                 }
                 Reply::Failed { code, message } => {
-                    self.ended = Some(Outcome::Failed(StartFailure { code, message }));
+                    self.ended.get_or_init(|| Outcome::Failed(StartFailure { code, message }));
                     return Ok(());
                 }
                 Reply::Refused(message) => return Err(AttachError::Refused { message }),

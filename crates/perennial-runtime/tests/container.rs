@@ -223,3 +223,20 @@ fn processes_left_by_the_command_end_with_it() {
     let cgroup = Cgroup::at(&container.cgroups_path()).unwrap();
     wait_for("an empty cgroup", || cgroup.pids().unwrap().is_empty().then_some(()));
 }
+
+#[test]
+fn a_whole_cgroup_is_killed_and_removed_and_nothing_wider_can_be_named() {
+    let mut container = shell("trap '' TERM; sleep 1000 & sleep 1000 & echo up; wait; while :; do sleep 1; done");
+    let (child, _) = container.start();
+    container.wait_for_output("up");
+    let cgroup = Cgroup::at(&container.cgroups_path()).unwrap();
+    assert!(cgroup.pids().unwrap().len() >= 3);
+    cgroup.kill_all(std::time::Duration::from_secs(10)).unwrap();
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    assert_eq!(container.wait(child).code, 137);
+    cgroup.remove().unwrap();
+    cgroup.remove().unwrap();
+    for path in ["", "/", "/perennial", "/perennial/", "/perennial/..", "//x", "/./x"] {
+        assert!(Cgroup::at(path).is_err(), "{path:?}");
+    }
+}

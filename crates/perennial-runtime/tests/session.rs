@@ -135,7 +135,7 @@ fn stopping_and_waiting_gives_the_exit_code() {
     let mut container = shell("trap 'exit 8' TERM; echo up; while :; do sleep 0.05; done");
     let (child, _) = container.start();
     container.wait_for_output("up");
-    let mut connection = Connection::open(&container.path("control.sock")).unwrap();
+    let connection = Connection::open(&container.path("control.sock")).unwrap();
     connection.stop(None).unwrap();
     assert_eq!(connection.wait_exit().unwrap(), Outcome::Exited(8));
     container.wait(child);
@@ -315,7 +315,7 @@ fn health_is_checked_inside_the_container() {
     let (child, _) = container.start();
     let events = || std::fs::read_to_string(container.path("events")).unwrap_or_default();
     wait_for("health", || events().contains("Healthy").then_some(()));
-    let mut connection = Connection::open(&container.path("control.sock")).unwrap();
+    let connection = Connection::open(&container.path("control.sock")).unwrap();
     assert_eq!(connection.status().unwrap()["health"], "healthy");
     std::fs::remove_file(container.path("rootfs/ok")).unwrap();
     wait_for("sickness", || events().contains("Unhealthy { failures: 2 }").then_some(()));
