@@ -248,7 +248,7 @@ impl Session {
             return self.manifest(&reference).await.map(|(bytes, _)| bytes);
         }
         let digest = descriptor.digest.as_str();
-        self.retried(async || {
+        let work = async || {
             let mut stream = self.client.pull_blob_stream(&self.reference, digest).await?;
             let mut bytes = Vec::new();
             while let Some(chunk) = stream.next().await {
@@ -258,8 +258,8 @@ impl Session {
                 }
             }
             Ok(bytes)
-        })
-        .await
+        };
+        self.retried(work).await.map_err(|error| error.about_blob(digest))
     }
 
     async fn download(
