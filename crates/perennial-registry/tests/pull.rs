@@ -1,4 +1,11 @@
 //! Pulls from Debian's docker-registry and from a stub that misbehaves on purpose.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may fail by a panic, and writes files that need not survive"
+)]
 
 mod common;
 

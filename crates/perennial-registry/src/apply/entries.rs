@@ -30,7 +30,7 @@ impl Writer<'_> {
         if member.kind == Kind::Hardlink {
             return self.hardlink(member, &path, &parent);
         }
-        self.make(member, &path, &parent, &attributes, data).map_err(|error| match error {
+        self.make(member, (&parent, &path), &attributes, data).map_err(|error| match error {
             MakeError::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
                 ApplyError::Tar(TarError::Truncated { entry: lossy(&member.name) })
             }
@@ -94,8 +94,7 @@ impl Writer<'_> {
     fn make<R: Read>(
         &mut self,
         member: &Member,
-        path: &[u8],
-        parent: &OwnedFd,
+        (parent, path): (&OwnedFd, &[u8]),
         attributes: &Attributes,
         data: &mut R,
     ) -> Result<(), MakeError> {
