@@ -68,6 +68,8 @@ pub(crate) struct Member {
     pub(crate) extents: Option<Vec<Extent>>,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Xattrs,
+    /// Whether it has access lists as text, which only star and GNU tar's `--acls` write, besides those in `xattrs`.
+    pub(crate) has_acl_text: bool,
 }
 
 /// Why an archive cannot be read.
@@ -269,6 +271,7 @@ impl<R: Read> Tar<R> {
             extents: None,
             device,
             xattrs: pax.xattrs().map_err(field)?,
+            has_acl_text: pax.has_acl_text(),
             name: name.clone(),
         };
         self.previous.clone_from(&name);

@@ -353,3 +353,22 @@ fn attributes_of_libarchive_and_of_other_systems() {
     assert_eq!(all.len(), 2, "{all:?}");
     assert_eq!(imported.notes.len(), 2, "{:?}", imported.notes);
 }
+
+#[test]
+fn access_lists_are_kept_as_attributes_and_noted_as_text() {
+    let work = tempfile::tempdir().unwrap();
+    sh(
+        work.path(),
+        "mkdir src; touch src/f; setfacl -m u:1234:rw src/f; setfacl -d -m g:5:r src
+         tar --xattrs --xattrs-include='*' -cf xattrs.tar -C src .; tar --acls -cf text.tar -C src .",
+    );
+    let mut store = Store::new();
+    let imported = store.import(&format!("rootfs:{}/xattrs.tar", work.path().display())).unwrap();
+    let tree = &store.trees(&imported)[0];
+    for path in [".", "f"] {
+        assert_eq!(xattrs(&tree.join(path)), xattrs(&work.path().join("src").join(path)));
+    }
+    assert_eq!(imported.notes, Vec::<String>::new());
+    let imported = store.import(&format!("rootfs:{}/text.tar", work.path().display())).unwrap();
+    assert_eq!(imported.notes.len(), 2, "{:?}", imported.notes);
+}

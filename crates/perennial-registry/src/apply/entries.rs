@@ -86,6 +86,11 @@ impl Writer<'_> {
                 xattrs.push((name.clone(), value.clone()));
             }
         }
+        let has_acl = xattrs.iter().any(|(name, _)| name.starts_with(b"system.posix_acl_"));
+        if member.has_acl_text && !has_acl {
+            let advice = "pack it with tar's --xattrs --xattrs-include='*' instead of --acls";
+            self.note(format!("{:?}: access lists as text are left out; {advice}", lossy(&member.name)));
+        }
         xattrs.sort();
         let Member { mode, uid, gid, mtime, atime, .. } = *member;
         Ok(Attributes { mode, uid, gid, mtime, atime: atime.unwrap_or(mtime), xattrs })

@@ -90,6 +90,10 @@ impl Pax {
         Ok(xattrs)
     }
 
+    pub(super) fn has_acl_text(&self) -> bool {
+        [b"SCHILY.acl.access".as_slice(), b"SCHILY.acl.default"].iter().any(|key| self.get(key).is_some())
+    }
+
     pub(super) fn is_sparse_1(&self) -> bool {
         self.get(b"GNU.sparse.major") == Some(b"1") && self.get(b"GNU.sparse.minor") == Some(b"0")
     }
