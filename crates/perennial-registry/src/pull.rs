@@ -1,6 +1,6 @@
 //! Pulls an image from a registry: its documents first, then the blobs the store lacks, then the import of them.
 //!
-//! Tasks: one thread, one runtime; up to [`PARALLEL`] blobs at once, each into a file in the staging directory that is
+//! Tasks: one thread, one runtime; up to `PARALLEL` blobs at once, each into a file in the staging directory that is
 //! named by its digest. A transfer that breaks goes on where it stopped, also in a later process. A tag is resolved
 //! once: everything after it goes by digest.
 
