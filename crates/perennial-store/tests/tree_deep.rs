@@ -15,7 +15,8 @@ use std::path::Path;
 /// Descriptors a whole process may have while trees are worked on.
 const DESCRIPTORS_MAX: u64 = 80;
 const DEPTH: usize = 100_000;
-const FOLD_DEPTH: usize = 20_000;
+/// What copies and folds has more to do for each directory.
+const WORK_DEPTH: usize = 10_000;
 
 fn nest(root: &Path, depth: usize, file: &str) {
     let mut dir: OwnedFd = open(root);
@@ -37,10 +38,14 @@ fn trees_of_any_depth_are_worked_on_with_few_descriptors() {
     let limit = Rlimit { current: Some(DESCRIPTORS_MAX), maximum: Some(DESCRIPTORS_MAX) };
     setrlimit(Resource::Nofile, limit).unwrap();
 
-    let (layer, flat) = (dir("layer"), dir("flat"));
-    nest(&layer, DEPTH, "bottom");
-    let entries = u64::try_from(DEPTH).unwrap() + 1;
-    assert_eq!(tree::measure_and_strip(open(&layer).as_fd()).unwrap().entries, entries);
+    let (deepest, layer, flat) = (dir("deepest"), dir("layer"), dir("flat"));
+    nest(&deepest, DEPTH, "bottom");
+    assert_eq!(tree::measure_and_strip(open(&deepest).as_fd()).unwrap().entries, u64::try_from(DEPTH).unwrap() + 1);
+    tree::remove_tree(&deepest).unwrap();
+    assert!(!deepest.exists());
+
+    nest(&layer, WORK_DEPTH, "bottom");
+    let entries = u64::try_from(WORK_DEPTH).unwrap() + 1;
     let layers = [open(&layer)];
     let below = [open(&layer)];
     let measure =
@@ -50,14 +55,14 @@ fn trees_of_any_depth_are_worked_on_with_few_descriptors() {
     tree::fingerprint(open(&flat).as_fd()).unwrap();
 
     let (top, bottom, trash) = (dir("top"), dir("bottom"), dir("trash"));
-    nest(&top, FOLD_DEPTH, "from-top");
-    nest(&bottom, FOLD_DEPTH, "from-bottom");
+    nest(&top, WORK_DEPTH, "from-top");
+    nest(&bottom, WORK_DEPTH, "from-bottom");
     let (open_top, open_bottom) = (open(&top), open(&bottom));
     let below = borrowed(&layers);
     let layers = FoldLayers { top: open_top.as_fd(), bottom: open_bottom.as_fd(), below: &below };
     assert!(matches!(tree::fold(layers, open(&trash).as_fd(), &mut || false).unwrap(), FoldOutcome::Done(_)));
     assert!(tree::measure(open(&top).as_fd()).unwrap().is_empty());
-    assert_eq!(tree::measure(open(&bottom).as_fd()).unwrap().entries, u64::try_from(FOLD_DEPTH).unwrap() + 2);
+    assert_eq!(tree::measure(open(&bottom).as_fd()).unwrap().entries, u64::try_from(WORK_DEPTH).unwrap() + 2);
 
     tree::move_to_trash(&flat, &trash).unwrap().unwrap();
     for tree in [&layer, &trash, &bottom, &flat] {
