@@ -196,9 +196,9 @@ pub fn first(root: &Path) {
     special(&root.join("fifo"), FileType::Fifo, 0);
     special(&root.join("null"), FileType::CharacterDevice, rustix::fs::makedev(1, 3));
     special(&root.join("block"), FileType::BlockDevice, rustix::fs::makedev(7, 200));
-    sparse(&root.join("sparse"), 64 << 20, &[0, 20 << 20, (64 << 20) - 4096]);
-    sparse(&root.join("hole at the end"), 32 << 20, &[4096]);
-    sparse(&root.join("only a hole"), 16 << 20, &[]);
+    sparse(&root.join("sparse"), 8 << 20, &[0, 3 << 20, (8 << 20) - 4096]);
+    sparse(&root.join("hole at the end"), 4 << 20, &[4096]);
+    sparse(&root.join("only a hole"), 2 << 20, &[]);
     names(root);
     attributes(root);
     write(&root.join(".wh.etc"), b"not a whiteout");
@@ -289,7 +289,7 @@ pub fn second(root: &Path) {
     set_times(&root.join("usr"), 12, 34);
     chmod(&root.join("attributes"), 0o500);
     flags(&root.join("nested"), IFlags::NODUMP);
-    sparse(&root.join("sparse"), 64 << 20, &[40 << 20]);
+    sparse(&root.join("sparse"), 8 << 20, &[5 << 20]);
     chmod(root, 0o751);
     xattr(root, b"user.root", b"r");
     set_times(root, 5_000_000_000, 42);
