@@ -34,7 +34,7 @@ fn leaving_saves_a_generation_and_frees_everything_else() -> Result<()> {
 fn returning_finds_the_very_tree_that_was_left() -> Result<()> {
     for mode in MODES {
         let stage = Stage::new()?;
-        stage.idle("web", &[])?;
+        stage.idle("web", &["--cap-add", "MKNOD"])?;
         stage.inside("web", CHANGES)?;
         let left = stage.seen_in("web")?;
         stage.ok(&["stop", "web"])?;
@@ -248,6 +248,7 @@ fn first_run_sees_the_image_and_a_queue_that_cannot_be_read_stops_the_start() ->
     stage.ok(&["stop", "new"])?;
     stage.sh_ok("web", "echo 1 >/root/f")?;
     stage.sh_ok("web", "echo 2 >/root/f")?;
+    stage.quiet()?;
     let records = stage.root().join("records.db");
     fs::rename(&records, stage.path("aside"))?;
     write(&records, "this is no database, and it is long enough to be looked at as one".repeat(100))?;

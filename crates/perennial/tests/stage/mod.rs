@@ -193,9 +193,20 @@ impl Stage {
         wait_until(&format!("{name} is {phase}"), SOON, || Ok(self.phase(name)? == phase))
     }
 
+    /// Waits until nothing works in the background any more: every supervisor stands over a run.
+    pub(crate) fn quiet(&self) -> Result<()> {
+        let root = self.root().display().to_string();
+        wait_until("supervisors of ended runs have gone", SOON, || {
+            let listed: Value = self.json(&["ps"])?;
+            let live = listed.as_array().into_iter().flatten().filter(|container| !container["run"].is_null()).count();
+            Ok(supervisors(&root)? == live)
+        })
+    }
+
     /// Returns everything a command could change: files below the root but locks and the record store's, and all
     /// records as commands show them.
     pub(crate) fn state(&self) -> Result<State> {
+        self.quiet()?;
         let mut files = BTreeMap::new();
         for (path, entry) in TreeListing::of(self.root())?.entries {
             let path = path.to_string();
@@ -264,6 +275,17 @@ impl State {
 fn names_of(records: &[Value]) -> Vec<String> {
     let containers = records.first().and_then(Value::as_array).cloned().unwrap_or_default();
     containers.iter().filter_map(|container| container["name"].as_str().map(str::to_owned)).collect()
+}
+
+/// Counts the supervisors on a root.
+fn supervisors(root: &str) -> Result<usize> {
+    let is_ours = |dir: PathBuf| {
+        // A process that ends between two looks is none.
+        let arguments = fs::read(dir.join("cmdline")).unwrap_or_default();
+        let arguments: Vec<_> = arguments.split(|byte| *byte == 0).collect();
+        arguments.contains(&root.as_bytes()) && arguments.contains(&"__supervise".as_bytes())
+    };
+    Ok(fs::read_dir("/proc")?.flatten().filter(|entry| is_ours(entry.path())).count())
 }
 
 /// Returns the names in a directory.
