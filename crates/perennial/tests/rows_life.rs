@@ -10,6 +10,7 @@ use perennial_testkit::tree::{TreeListing, ensure_equal};
 use serde_json::Value;
 use stage::{IDLE, MODES, SOON, Stage, complains, text, texts, unix_seconds, write};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// A1: leaving saves, then frees.
@@ -51,7 +52,7 @@ const CHANGES: &str = "set -e
     echo changed >>/etc/os-release; rm /etc/group; chmod 4755 /bin/busybox; chown 3000000:7 /home/user
     rm -r /var/log; mkdir -p /var/log/new; rm -rf /usr; mv /home /house; ln -s nowhere /root/link
     echo twice >/root/a; ln /root/a /root/b; mkfifo /root/pipe; mknod /root/null c 1 3; chmod 1755 /
-    dd if=/dev/zero of=/root/sparse bs=1 count=1 seek=33554432 2>/dev/null; touch -d @1.5 /root/a
+    dd if=/dev/zero of=/root/sparse bs=1 count=1 seek=33554432 2>/dev/null; touch -d 2001-02-03 /root/a
     printf x >\"$(printf '/root/\\377')\"; rm /bin/wget; mkdir /bin/wget; touch / /etc";
 
 /// A2: nothing starts from the bare image when the state is not there.
@@ -249,17 +250,29 @@ fn first_run_sees_the_image_and_a_queue_that_cannot_be_read_stops_the_start() ->
     stage.sh_ok("web", "echo 1 >/root/f")?;
     stage.sh_ok("web", "echo 2 >/root/f")?;
     stage.quiet()?;
-    let records = stage.root().join("records.db");
-    fs::rename(&records, stage.path("aside"))?;
-    write(&records, "this is no database, and it is long enough to be looked at as one".repeat(100))?;
-    let run = stage.sh("web", "echo started")?.code_is(6)?;
-    complains(&run.err(), &["records.db"])?;
-    assert_eq!(run.out(), "");
-    for rest in ["records.db", "records.db-wal", "records.db-shm"] {
-        drop(fs::remove_file(stage.root().join(rest)));
+    for garbage in [&b""[..], &[b'x'; 8192]] {
+        let aside = stage.path("aside");
+        fs::create_dir(&aside)?;
+        move_records(stage.root(), &aside)?;
+        write(stage.root().join("records.db"), garbage)?;
+        let run = stage.sh("web", "echo started")?.code_is(6)?;
+        complains(&run.err(), &["records.db"])?;
+        assert_eq!(run.out(), "");
+        move_records(&aside, stage.root())?;
+        fs::remove_dir(aside)?;
     }
-    fs::rename(stage.path("aside"), &records)?;
     assert_eq!(stage.sh_ok("web", "cat /root/f")?, "2\n");
+    Ok(())
+}
+
+/// Moves the files of the record store to another directory, over those that are there.
+fn move_records(from: &Path, to: &Path) -> Result<()> {
+    for name in ["records.db", "records.db-wal", "records.db-shm"] {
+        drop(fs::remove_file(to.join(name)));
+        if from.join(name).exists() {
+            fs::rename(from.join(name), to.join(name))?;
+        }
+    }
     Ok(())
 }
 
