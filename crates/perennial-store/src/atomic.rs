@@ -2,7 +2,7 @@
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::io::Write as _;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
 /// Writes `bytes` as `directory/name`, replacing a present file at once and durably.
