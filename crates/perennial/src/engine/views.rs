@@ -165,8 +165,9 @@ impl Engine {
         // Under this lock nobody frees layers, drops stale views, or takes the same directory.
         let _graph = self.root.lock_graph()?;
         if self.chosen(&self.container_named(name)?.value, Some(&Selector::Seq(seq)))?.layers != held.layers {
-            return Err(Failure::new(Code::Conflict, format!("the layers of {name}@{seq} have just changed"))
-                .hint("try again"));
+            return Err(
+                Failure::new(Code::Conflict, format!("the layers of {name}@{seq} have just changed")).hint("try again")
+            );
         }
         for (key, view) in self.views()? {
             if view.value.target == target {
