@@ -1,4 +1,5 @@
 //! Which layers become one, and what that costs over many exits.
+#![cfg(test)]
 
 use perennial_core::id::LayerId;
 use perennial_core::layers::{DEPTH_MAX, Fold, plan_fold, plan_merge, unused};

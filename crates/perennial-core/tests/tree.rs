@@ -1,4 +1,5 @@
 //! Tables of how entries of stacked layers combine.
+#![cfg(test)]
 
 use perennial_core::tree::{Below, EntryKind, FoldAction, Resolved, fold_step, resolve};
 use std::collections::BTreeMap;

@@ -137,7 +137,7 @@ fn what_cannot_be_set_is_an_error_that_names_it() {
     traps::xattr(&layer.join("file"), b"user.large", &vec![1; 65_536]);
     let dst = small.path().join("dst");
     fs::create_dir(&dst).unwrap();
-    let layers = opened(&[layer.clone()]);
+    let layers = opened(std::slice::from_ref(&layer));
     tree::materialize(&borrowed(&layers), &[], open(&dst).as_fd(), Data::Copy, &mut |_| {}).unwrap();
     assert_eq!(common::xattrs(&dst.join("file"))[b"user.large".as_slice()].len(), 65_536);
     let plain = LoopFs::plain_ext4();

@@ -63,7 +63,7 @@ impl Drop for LoopFs {
     fn drop(&mut self) {
         let done = Command::new("umount").arg(self.path()).status();
         if !done.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+            drop(Command::new("umount").arg("-l").arg(self.path()).status());
         }
     }
 }
@@ -149,22 +149,20 @@ pub type Listing = BTreeMap<Vec<u8>, Item>;
 /// Lists a tree completely.
 pub fn listing(root: &Path) -> Listing {
     let mut items = Listing::new();
-    let mut groups: BTreeMap<(u64, u64), Vec<u8>> = BTreeMap::new();
-    list_into(root, b"", &mut items, &mut groups);
-    // Files with one name are no group.
-    let mut names: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
-    for item in items.values() {
-        *names.entry(item.links.clone().unwrap_or_default()).or_default() += 1;
+    list_into(root, b"", &mut items);
+    // A group is named after the first of its names; files with one name are no group.
+    let mut groups: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+    for (path, item) in &items {
+        groups.entry(item.links.clone().unwrap_or_default()).or_default().push(path.clone());
     }
     for item in items.values_mut() {
-        if item.links.as_ref().is_some_and(|group| names[group] < 2) {
-            item.links = None;
-        }
+        let names = item.links.as_ref().map(|inode| &groups[inode]);
+        item.links = names.filter(|names| names.len() > 1).map(|names| names[0].clone());
     }
     items
 }
 
-fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMap<(u64, u64), Vec<u8>>) {
+fn list_into(path: &Path, name: &[u8], items: &mut Listing) {
     let stat = lstat(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file_type = stat.st_mode & 0o170_000;
     let size = u64::try_from(stat.st_size).unwrap();
@@ -179,7 +177,7 @@ fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMa
         _ => (Content::default(), None),
     };
     let is_dir = file_type == 0o040_000;
-    let group = groups.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| name.to_vec()).clone();
+    let inode = format!("{}-{}", stat.st_dev, stat.st_ino).into_bytes();
     let item = Item {
         mode: stat.st_mode,
         ids: (stat.st_uid, stat.st_gid),
@@ -189,7 +187,7 @@ fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMa
         rdev: stat.st_rdev,
         xattrs: xattrs(path),
         flags,
-        links: (!is_dir).then_some(group),
+        links: (!is_dir).then_some(inode),
         sparse: u64::try_from(stat.st_blocks).unwrap() * 512 + (256 << 10) < size,
     };
     items.insert(name.to_vec(), item);
@@ -201,7 +199,7 @@ fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMa
                 below.push(b'/');
             }
             below.extend_from_slice(entry.as_bytes());
-            list_into(&path.join(&entry), &below, items, groups);
+            list_into(&path.join(&entry), &below, items);
         }
     }
 }

@@ -66,6 +66,8 @@ pub type Reporter<'a> = &'a mut dyn FnMut(Report<'_>);
 pub fn supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd>, report: Reporter<'_>) {
     if let Err(failure) = try_supervise(engine, request, client, report) {
         report(Report::Failed(&failure));
+        // Where the start was undone, its directory is in the trash now.
+        engine.empty_trash();
     }
 }
 
