@@ -138,12 +138,13 @@ fn change_json(change: &Change) -> Value {
 /// # Errors
 /// Where the generation is not whole, the directory cannot be used, or the view is in use.
 pub fn browse(context: &Context, args: &BrowseArgs) -> Result<()> {
-    let (view, is_mounted) = match &args.generation {
-        Some(text) => {
+    let (view, is_mounted) = match (&args.generation, &args.directory, &args.unmount) {
+        (Some(text), Some(directory), None) => {
             let reference = reference::parse(text)?;
-            (context.engine.browse(&reference.name, reference.selector.as_ref(), &args.directory)?, true)
+            (context.engine.browse(&reference.name, reference.selector.as_ref(), directory)?, true)
         }
-        None => (context.engine.unmount_view(&args.directory)?, false),
+        (_, _, Some(directory)) => (context.engine.unmount_view(directory)?, false),
+        (_, _, None) => return Err(Failure::new(Code::Usage, "give a generation and a directory")),
     };
     let (name, seq, target) = (&view.container, view.seq, &view.target);
     match (context.style, is_mounted) {

@@ -14,6 +14,7 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Event, Exit, Phase, Run, StartMode};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::{Appended, Frozen, commit_exit};
+use perennial_core::id::RunId;
 use perennial_core::layers::{Form, LayerKind, LayerRecord};
 use perennial_runtime::cgroup::Cgroup;
 use perennial_runtime::mount;
@@ -28,7 +29,7 @@ use std::time::Duration;
 /// How long one try to unmount lasts; what is left in the container's cgroup is killed before it (A17).
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 /// The OCI runtime where a container names none.
-const RUNTIME_DEFAULT: &str = "runc";
+pub const RUNTIME_DEFAULT: &str = "runc";
 /// Bytes of the file that is given back when the disk is full, so that this fact can still be recorded (A34).
 const RESERVE_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -195,7 +196,7 @@ impl Engine {
             runtime.delete(run.id.as_str(), true)?;
         }
         Cgroup::at(&cgroup_of(run))?.remove()?;
-        self.disconnect(run)?;
+        self.disconnect(&run.id)?;
         mount::unmount(&directory.join("merged"), UNMOUNT_DEADLINE)?;
         layer::discard(&self.root, &directory, &format!("run-{}", run.id))?;
         Ok(())
@@ -255,5 +256,10 @@ fn same_root(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> std::result::Result<bool, 
 
 /// The cgroup of a run, relative to each hierarchy's root.
 pub fn cgroup_of(run: &Run) -> String {
-    format!("/perennial/{}", run.id)
+    cgroup_of_id(&run.id)
+}
+
+/// As [`cgroup_of`], for a run that no record describes any more.
+pub fn cgroup_of_id(run: &RunId) -> String {
+    format!("/perennial/{run}")
 }

@@ -135,6 +135,7 @@ impl Engine {
     }
 }
 
-fn has_content(upper: &Path) -> bool {
+/// Whether an upper directory holds anything.
+pub fn has_content(upper: &Path) -> bool {
     tree::open_tree(upper).is_ok_and(|fd| tree::is_empty(fd.as_fd()).is_ok_and(|is_empty| !is_empty))
 }
