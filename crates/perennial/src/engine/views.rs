@@ -88,7 +88,7 @@ impl Engine {
             // A fold may have ended while we waited for it, or the generation may have been evicted.
             let doc = self.container_named(name)?;
             if self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.layers == before.layers {
-                self.settle_interrupted_fold(&before.layers, &image.layers)?;
+                self.finish_interrupted_folds(&before.layers, &image.layers)?;
                 return Ok(Held { layers: before.layers, image, _locks: locks });
             }
         }
