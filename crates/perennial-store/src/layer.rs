@@ -136,17 +136,24 @@ pub fn has_tree(root: &Root, layer: &LayerId) -> bool {
     root.layer_tree(layer).symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// Moves a directory into the trash at once; its space is freed later. One that is not there is no error.
+/// Names tried in the trash: the same thing can be there again only after a crash and a repetition.
+const TRASH_TRIES_MAX: u32 = 1000;
+
+/// Moves a file or directory into the trash at once; its space is freed later. One that is not there is no error.
 ///
 /// # Errors
 /// [`LayerError::Io`].
-pub fn discard(root: &Root, path: &Path, unique: &str) -> Result<(), LayerError> {
-    let target = root.trash_dir().join(unique);
-    match std::fs::rename(path, &target) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(LayerError::io("move to the trash", path, error)),
+pub fn discard(root: &Root, path: &Path, name: &str) -> Result<(), LayerError> {
+    for attempt in 0..TRASH_TRIES_MAX {
+        let target = root.trash_dir().join(if attempt == 0 { name.to_owned() } else { format!("{name}-{attempt}") });
+        let (from, to) = (rustix::fs::CWD, rustix::fs::CWD);
+        match rustix::fs::renameat_with(from, path, to, &target, rustix::fs::RenameFlags::NOREPLACE) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(LayerError::io("move to the trash", path, errno.into())),
+        }
     }
+    Err(LayerError::io("move to the trash", path, std::io::ErrorKind::AlreadyExists.into()))
 }
 
 /// Returns the ids of the layer directories there are.

@@ -102,11 +102,27 @@ pub enum LockMode {
 /// A held lock; the kernel releases it when the value, or the process, ends.
 #[derive(Debug)]
 pub struct Lock {
-    _fd: OwnedFd,
+    fd: OwnedFd,
     path: PathBuf,
 }
 
 impl Lock {
+    /// Lets programs that are started from now on hold the lock too, until they end.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn share_with_children(&self) -> std::io::Result<()> {
+        Ok(rustix::io::fcntl_setfd(&self.fd, rustix::io::FdFlags::empty())?)
+    }
+
+    /// Ends [`Lock::share_with_children`] for programs that are started from now on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn keep_from_children(&self) -> std::io::Result<()> {
+        Ok(rustix::io::fcntl_setfd(&self.fd, rustix::io::FdFlags::CLOEXEC)?)
+    }
+
     /// Removes the lock's file while holding it: the thing it guarded is gone.
     pub fn remove_file(self) {
         std::fs::remove_file(&self.path).ok();
@@ -162,6 +178,12 @@ impl Root {
     fn create(path: &Path, now: Time) -> Result<(), RootError> {
         refuse_nested(path)?;
         let io = |action, source| RootError::Io { action, path: path.to_path_buf(), source };
+        let directory = atomic::open_directory(path).map_err(|error| io("open", error))?;
+        // Of several first commands one makes the root; the others find it made.
+        rustix::fs::flock(&directory, FlockOperation::LockExclusive).map_err(|error| io("lock", error.into()))?;
+        if path.join("format.json").symlink_metadata().is_ok() {
+            return Ok(());
+        }
         let leftovers = [".format.json.new", "lost+found"];
         let is_foreign = std::fs::read_dir(path).map_err(|error| io("read", error))?.flatten().any(|entry| {
             let name = entry.file_name();
@@ -177,7 +199,6 @@ impl Root {
             make_directory(&path.join(directory))?;
         }
         let record = RootRecord { created_at: now, layer_form: "dir".into() };
-        let directory = atomic::open_directory(path).map_err(|error| io("open", error))?;
         atomic::write(directory.as_fd(), "format.json", &format::encode(Format::Root, &record))
             .map_err(|error| io("write format.json in", error))?;
         if let Some(parent) = path.parent() {
@@ -280,6 +301,28 @@ impl Root {
         self.lock("images", mode, wait)
     }
 
+    /// Asks background work to give way, until the lock is dropped or its holder dies.
+    ///
+    /// # Errors
+    /// [`RootError::Io`].
+    pub fn ask_to_yield(&self) -> Result<Option<Lock>, RootError> {
+        self.lock("yield", LockMode::Shared, Wait::Forever)
+    }
+
+    /// Tells whether anybody asks background work to give way.
+    #[must_use]
+    pub fn must_yield(&self) -> bool {
+        matches!(self.lock("yield", LockMode::Exclusive, Wait::Never), Ok(None))
+    }
+
+    /// Locks the trash: one process at a time unlinks what is in it.
+    ///
+    /// # Errors
+    /// [`RootError::Io`]; `Ok(None)` where another process is at it.
+    pub fn lock_trash(&self) -> Result<Option<Lock>, RootError> {
+        self.lock("trash", LockMode::Exclusive, Wait::Never)
+    }
+
     /// Takes the lock `name`; where its file was removed meanwhile, starts over with the new one.
     fn lock(&self, name: &str, mode: LockMode, wait: Wait) -> Result<Option<Lock>, RootError> {
         let path = self.path.join("locks").join(name);
@@ -304,7 +347,7 @@ impl Root {
             let is_present =
                 std::fs::symlink_metadata(&path).is_ok_and(|now| now.ino() == held.st_ino && now.dev() == held.st_dev);
             if is_present {
-                return Ok(Some(Lock { _fd: fd, path }));
+                return Ok(Some(Lock { fd, path }));
             }
         }
     }

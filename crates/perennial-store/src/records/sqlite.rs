@@ -2,7 +2,7 @@
 
 use super::{RecordError, RecordStore, Transaction, Versioned};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, TransactionBehavior, ffi, params};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +11,9 @@ use std::time::Duration;
 const SCHEMA_VERSION: i64 = 1;
 /// How long a command waits for another's transaction; transactions take milliseconds, so this is for a stalled disk.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Extended codes by which SQLite reports that it could not enlarge a file.
+const NO_SPACE: [i32; 2] = [ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_TRUNCATE];
 
 /// Records in a SQLite file.
 #[derive(Debug)]
@@ -73,6 +76,10 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
 
 fn convert(path: &Path, error: &rusqlite::Error) -> RecordError {
     let path = path.display().to_string();
+    // A full disk shows as an I/O error where SQLite makes room in advance or syncs.
+    if error.sqlite_error().is_some_and(|error| NO_SPACE.contains(&error.extended_code)) {
+        return RecordError::NoSpace { path };
+    }
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => RecordError::NoSpace { path },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {

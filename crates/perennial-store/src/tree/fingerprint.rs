@@ -25,23 +25,25 @@ pub fn fingerprint(tree: BorrowedFd<'_>) -> Result<[u8; 32], TreeError> {
     walk(tree, Order::Sorted, &mut |visit| {
         match visit {
             Visit::NonDir(entry) => {
-                add(&mut hasher, entry.path.join(entry.name).as_bytes(), entry.stat);
+                add(&mut hasher, entry.name.to_bytes(), entry.stat);
                 add_time(&mut hasher, entry.stat.ctime);
             }
             Visit::Enter { own, stat, path } => {
-                add(&mut hasher, path.as_bytes(), stat);
+                add(&mut hasher, path.last(), stat);
                 add_attributes(&mut hasher, &io.read(Target::Open(own), stat, &|| path.here())?);
             }
-            Visit::Leave { .. } => {}
+            // An empty name, which no entry has, closes a directory.
+            Visit::Leave { .. } => hasher.update([0]),
         }
         Ok(())
     })?;
     Ok(hasher.finalize().into())
 }
 
-fn add(hasher: &mut Sha256, path: &[u8], stat: &EntryStat) {
-    // Names end with a zero byte, which none contains, so that no two lists of entries give the same input.
-    hasher.update(path);
+/// Adds one entry by its name alone: with whole paths a deep tree would cost the square of its depth.
+fn add(hasher: &mut Sha256, name: &[u8], stat: &EntryStat) {
+    // Names end with a zero byte, which none contains, so that no two trees give the same input.
+    hasher.update(name);
     hasher.update([0]);
     for number in [stat.ino, stat.nlink, stat.rdev, stat.size] {
         hasher.update(number.to_le_bytes());

@@ -1,22 +1,27 @@
 //! What the commands do, without how they are typed or printed.
 //!
 //! - [`records`]: typed records, changed by compare-and-swap.
-//! - [`create`]: containers that do not run yet; settings, forks, rebases, removal.
+//! - [`create`]: containers that do not run yet; settings, forks, removal.
+//! - [`rebase`]: the same state on another image.
 //! - [`start`]: from a request to a running process; runs in the supervisor.
 //! - [`exit`]: from the end of the last process to a committed generation.
 //! - [`recover`]: puts right what a process that died has left.
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
-//! - [`views`]: read-only views: browse, diff, copy out.
+//! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
+//! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
+//! - [`diagnose`]: every invariant over what is really there.
 //! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
+pub mod copy_out;
 pub mod create;
 pub mod exit;
 pub mod history;
 pub mod images;
 pub mod net;
+pub mod rebase;
 pub mod records;
 pub mod recover;
 pub mod settle;

@@ -97,6 +97,7 @@ impl Engine {
     /// # Errors
     /// Where the records cannot be read.
     pub fn recover_all(&self) -> Result<()> {
+        self.drop_stale_views()?;
         for doc in self.containers()? {
             if doc.value.phase.run().is_none() {
                 continue;

@@ -6,7 +6,7 @@
 use super::records::{Doc, Note};
 use super::{Engine, random};
 use crate::failure::Result;
-use perennial_core::container::{Container, Run};
+use perennial_core::container::Container;
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, LayerId};
@@ -108,15 +108,24 @@ impl Engine {
         let graph = self.root.lock_graph()?;
         let deltas: Vec<LayerId> =
             self.layers()?.into_iter().filter(|l| l.value.kind == LayerKind::Delta).map(|l| l.value.id).collect();
-        let freed = unused(&deltas, &self.referenced_layers(None)?);
+        let mut freed = Vec::new();
+        let mut locks = Vec::new();
+        for id in unused(&deltas, &self.referenced_layers(None)?) {
+            // A command may still be reading it; then it goes with the next collection.
+            if let Some(lock) = self.root.lock_layer(&id, LockMode::Exclusive, Wait::Never)? {
+                locks.push(lock);
+                freed.push(id);
+            }
+        }
         if freed.is_empty() {
             return Ok(freed);
         }
         let transaction = freed.iter().fold(Transaction::new(), |t, id| t.delete(keys::layer(id)));
         self.records.commit(&transaction)?;
         drop(graph);
-        for id in &freed {
-            self.discard_layer(id)?;
+        for (id, lock) in freed.iter().zip(locks) {
+            layer::discard(&self.root, &self.root.layer_dir(id), &format!("layer-{id}"))?;
+            lock.remove_file();
         }
         Ok(freed)
     }
@@ -173,6 +182,11 @@ impl Engine {
     fn fold(&self, fold: &Fold) -> Result<bool> {
         let lock = |id| self.root.lock_layer(id, LockMode::Exclusive, Wait::Never);
         let (Some(_top), Some(_bottom)) = (lock(&fold.top)?, lock(&fold.bottom)?) else { return Ok(false) };
+        // Looked up again now that nobody can begin to hold them: a view may have been mounted since the fold was planned.
+        let viewed = self.viewed_layers()?;
+        if viewed.contains(&fold.top) || viewed.contains(&fold.bottom) {
+            return Ok(false);
+        }
         let Some(below) = self.below(&fold.bottom)? else { return Ok(false) };
         let (top, bottom) = (self.root.layer_tree(&fold.top), self.root.layer_tree(&fold.bottom));
         let trash = self.root.trash_dir().join(format!("fold-{}", LayerId::from_random(random()?)));
@@ -212,10 +226,9 @@ impl Engine {
     ///
     /// # Errors
     /// Where the layers cannot be read or changed.
-    pub fn settle_interrupted_fold(&self, run: &Run) -> Result<()> {
-        let trees: Vec<PathBuf> =
-            run.layers.iter().chain(&run.image_layers).map(|id| self.root.layer_tree(id)).collect();
-        for (position, pair) in trees.windows(2).enumerate().take(run.layers.len().saturating_sub(1)) {
+    pub fn settle_interrupted_fold(&self, layers: &[LayerId], image_layers: &[LayerId]) -> Result<()> {
+        let trees: Vec<PathBuf> = layers.iter().chain(image_layers).map(|id| self.root.layer_tree(id)).collect();
+        for (position, pair) in trees.windows(2).enumerate().take(layers.len().saturating_sub(1)) {
             let [top, bottom] = pair else { continue };
             let top = tree::open_tree(top)?;
             if !tree::fold::is_interrupted(top.as_fd())? {

@@ -128,7 +128,7 @@ impl Engine {
 
     /// Takes a shared lock of every layer, so that none is folded while it is mounted; a fold in progress is asked to
     /// give way.
-    fn share_layers(&self, layers: &[LayerId]) -> Result<Vec<Lock>> {
+    pub fn share_layers(&self, layers: &[LayerId]) -> Result<Vec<Lock>> {
         let mut locks = Vec::with_capacity(layers.len());
         for layer in layers {
             let mut lock = self.root.lock_layer(layer, LockMode::Shared, Wait::Never)?;
@@ -152,7 +152,7 @@ impl Engine {
         for path in ["", "work", "merged", "bundle", "empty"] {
             std::fs::create_dir(directory.join(path))?;
         }
-        self.settle_interrupted_fold(run)?;
+        self.settle_interrupted_fold(&run.layers, &run.image_layers)?;
         let lowers = self.lowers(run);
         match run.mode {
             StartMode::Mount => self.make_empty_upper(run, &directory)?,
