@@ -57,6 +57,9 @@ pub struct PreparedRun {
     pub locks: Vec<Lock>,
 }
 
+/// What to do where the settings and the state do not fit together.
+const UNCHANGED: &str = "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
+
 impl Engine {
     /// Admits a start: chooses the generation, checks that all of it is there, and records the run.
     /// Returns the container's lock, to be held until the process runs.
@@ -212,7 +215,7 @@ impl Engine {
         let image = self.image(&run.image)?.value;
         let spec = &prepared.spec;
         let hostname = spec.hostname.clone().unwrap_or_else(|| prepared.doc.value.name.to_string());
-        let not_started = |failure: Failure| failure.code(Code::NotStarted);
+        let not_started = |failure: Failure| failure.code(Code::NotStarted).hint(UNCHANGED);
         let wanted = user_of(spec, &image.config).map_err(|error| not_started(error.into()))?;
         let user = user::lookup(&merged, &wanted).map_err(|error| not_started(error.into()))?;
         let command = (!command.is_empty()).then_some(command);
