@@ -69,6 +69,8 @@ impl Engine {
     pub fn admit(&self, request: &StartRequest) -> Result<(Lock, PreparedRun)> {
         let (lock, mut doc) = self.locked(&request.name)?;
         refuse_busy(&doc.value)?;
+        // Without it an exit could perhaps not even be recorded (A34).
+        self.refill_reserve()?;
         let name = doc.value.name.clone();
         let origin = doc.value.queue.as_ref().and_then(Queue::current).cloned();
         if origin.is_none() && doc.value.queue.as_ref().is_some_and(|queue| !queue.generations.is_empty()) {
@@ -80,6 +82,7 @@ impl Engine {
             self.check_intact(&name, generation)?;
         }
         let mut run = self.new_run(&doc.value, request, origin.as_ref(), &image)?;
+        self.finish_interrupted_folds(&run.layers, &run.image_layers)?;
         let mut locks = vec![self.own_run(&run.id)?];
         locks.extend(self.share_layers(&run.layers)?);
         // A fold may have ended while we waited for it: what the generation consists of is read again.
@@ -133,7 +136,7 @@ impl Engine {
         for layer in layers {
             let mut lock = self.root.lock_layer(layer, LockMode::Shared, Wait::Never)?;
             if lock.is_none() {
-                let yielding = self.ask_to_yield();
+                let yielding = self.root.ask_to_yield()?;
                 lock = self.root.lock_layer(layer, LockMode::Shared, Wait::Forever)?;
                 drop(yielding);
             }
@@ -152,7 +155,6 @@ impl Engine {
         for path in ["", "work", "merged", "bundle", "empty"] {
             std::fs::create_dir(directory.join(path))?;
         }
-        self.settle_interrupted_fold(&run.layers, &run.image_layers)?;
         let lowers = self.lowers(run);
         match run.mode {
             StartMode::Mount => self.make_empty_upper(run, &directory)?,
@@ -226,7 +228,7 @@ impl Engine {
             process: &process,
             rootfs: &merged,
             hostname: &hostname,
-            cgroups_path: &cgroup_of(run),
+            cgroups_path: &cgroup_of(&run.id),
             limits: &spec.limits,
             host: HostFacts {
                 swap_accounting: cgroup::has_swap_accounting(),
@@ -250,6 +252,7 @@ impl Engine {
     pub fn undo_start(&self, prepared: &mut PreparedRun, failure: &Failure) -> Result<()> {
         let run = prepared.run.clone();
         self.leave_union(&run)?;
+        self.note_disposable(&run.id);
         let fault = match failure.code {
             Code::NotExecutable | Code::CommandNotFound => StartFault::Container,
             Code::Failed
@@ -265,7 +268,7 @@ impl Engine {
         prepared.doc.value = prepared.doc.value.clone().step(event)?;
         let note = Note { from: run.origin, ..Note::new("start-failed", failure.one_line()) };
         self.save(&mut prepared.doc, Some(note))?;
-        self.release_run(&run, prepared.spec.runtime.as_deref())
+        self.release_run(&run.id, prepared.spec.runtime.as_deref())
     }
 }
 

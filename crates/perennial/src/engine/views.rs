@@ -88,7 +88,7 @@ impl Engine {
             // A fold may have ended while we waited for it, or the generation may have been evicted.
             let doc = self.container_named(name)?;
             if self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.layers == before.layers {
-                self.settle_interrupted_fold(&before.layers, &image.layers)?;
+                self.finish_interrupted_folds(&before.layers, &image.layers)?;
                 return Ok(Held { layers: before.layers, image, _locks: locks });
             }
         }
@@ -165,8 +165,9 @@ impl Engine {
         // Under this lock nobody frees layers, drops stale views, or takes the same directory.
         let _graph = self.root.lock_graph()?;
         if self.chosen(&self.container_named(name)?.value, Some(&Selector::Seq(seq)))?.layers != held.layers {
-            return Err(Failure::new(Code::Conflict, format!("the layers of {name}@{seq} have just changed"))
-                .hint("try again"));
+            return Err(
+                Failure::new(Code::Conflict, format!("the layers of {name}@{seq} have just changed")).hint("try again")
+            );
         }
         for (key, view) in self.views()? {
             if view.value.target == target {
