@@ -164,6 +164,9 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
             };
             return (code, Some("`perennial generations` lists what there is".into()));
         }
+        if cause.downcast_ref::<perennial_core::generations::PolicyError>().is_some() {
+            return (Code::Usage, Some("change --keep or --keep-bytes; `perennial set --help` explains them".into()));
+        }
         if let Some(cause) = cause.downcast_ref::<perennial_registry::PullError>() {
             return (Code::Failed, cause.hint().map(str::to_owned));
         }

@@ -131,7 +131,7 @@ pub fn remove(context: &Context, text: &str) -> Result<()> {
     match (context.style, removed) {
         (Style::Json, removed) => output::json(&json!({"name": text, "image_removed": removed != Removed::Name})),
         (Style::Text, Removed::Name) => {
-            output::line(format!("{text} is no longer a name of this image; it has others"))
+            output::line(format!("{text} is no longer a name of this image; it has others"));
         }
         (Style::Text, Removed::Image(digest)) => output::line(format!("image {digest} is removed")),
     }

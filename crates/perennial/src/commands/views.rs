@@ -138,12 +138,13 @@ fn change_json(change: &Change) -> Value {
 /// # Errors
 /// Where the generation is not whole, the directory cannot be used, or the view is in use.
 pub fn browse(context: &Context, args: &BrowseArgs) -> Result<()> {
-    let (view, is_mounted) = match &args.generation {
-        Some(text) => {
+    let (view, is_mounted) = match (&args.generation, &args.directory, &args.unmount) {
+        (Some(text), Some(directory), None) => {
             let reference = reference::parse(text)?;
-            (context.engine.browse(&reference.name, reference.selector.as_ref(), &args.directory)?, true)
+            (context.engine.browse(&reference.name, reference.selector.as_ref(), directory)?, true)
         }
-        None => (context.engine.unmount_view(&args.directory)?, false),
+        (_, _, Some(directory)) => (context.engine.unmount_view(directory)?, false),
+        (_, _, None) => return Err(Failure::new(Code::Usage, "give a generation and a directory")),
     };
     let (name, seq, target) = (&view.container, view.seq, &view.target);
     match (context.style, is_mounted) {
@@ -176,7 +177,9 @@ pub fn cp(context: &Context, args: &CpArgs) -> Result<()> {
             "container": container.name, "seq": seq, "path": path, "target": copied.target,
             "entries": copied.measure.entries, "bytes": copied.measure.bytes,
         })),
-        Style::Text => output::line(format!("{}@{seq}:{path} is copied to {}", container.name, copied.target.display())),
+        Style::Text => {
+            output::line(format!("{}@{seq}:{path} is copied to {}", container.name, copied.target.display()))
+        }
     }
     Ok(())
 }
@@ -207,9 +210,8 @@ fn difference_name(difference: Difference) -> &'static str {
 }
 
 fn rebased_json(name: &ContainerName, done: &Rebased, carry: Carry) -> Value {
-    let conflict = |conflict: &Conflict| {
-        with_path(&conflict.path, json!({"container": conflict.ours, "image": conflict.theirs}))
-    };
+    let conflict =
+        |conflict: &Conflict| with_path(&conflict.path, json!({"container": conflict.ours, "image": conflict.theirs}));
     json!({
         "container": name,
         "done": carry == Carry::Out,

@@ -15,8 +15,10 @@
 //! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
+pub mod collect;
 pub mod copy_out;
 pub mod create;
+pub mod diagnose;
 pub mod exit;
 pub mod history;
 pub mod images;
@@ -27,6 +29,7 @@ pub mod recover;
 pub mod settle;
 pub mod start;
 pub mod supervise;
+pub mod usage;
 pub mod views;
 
 use crate::clock;

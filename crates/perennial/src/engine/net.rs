@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::failure::Result;
 use perennial_core::container::Run;
+use perennial_core::id::RunId;
 use perennial_core::spec::Network;
 use perennial_runtime::bundle::NetworkPlan;
 use perennial_runtime::network::{self, Bridge, BridgeConfig};
@@ -12,8 +13,8 @@ use std::path::{Path, PathBuf};
 const LEASES: &str = "/run/perennial/network";
 
 impl Engine {
-    fn namespace_of(&self, run: &Run) -> PathBuf {
-        self.root.run_dir(&run.id).join("netns")
+    fn namespace_of(&self, run: &RunId) -> PathBuf {
+        self.root.run_dir(run).join("netns")
     }
 
     /// Connects a run to its network.
@@ -25,7 +26,7 @@ impl Engine {
             Network::Host => Ok(NetworkPlan::Host),
             Network::None => Ok(NetworkPlan::Empty),
             Network::Bridge => {
-                let namespace = self.namespace_of(run);
+                let namespace = self.namespace_of(&run.id);
                 Bridge::open(Path::new(LEASES), BridgeConfig::default())?.setup(run.id.as_str(), &namespace)?;
                 Ok(NetworkPlan::Namespace(namespace))
             }
@@ -36,13 +37,13 @@ impl Engine {
     ///
     /// # Errors
     /// Where the host cannot.
-    pub fn disconnect(&self, run: &Run) -> Result<()> {
+    pub fn disconnect(&self, run: &RunId) -> Result<()> {
         let namespace = self.namespace_of(run);
         if namespace.symlink_metadata().is_err() {
             return Ok(());
         }
         match Bridge::open(Path::new(LEASES), BridgeConfig::default()) {
-            Ok(bridge) => bridge.teardown(run.id.as_str(), &namespace)?,
+            Ok(bridge) => bridge.teardown(run.as_str(), &namespace)?,
             Err(_) => network::remove_namespace(&namespace)?,
         }
         Ok(())
