@@ -40,7 +40,7 @@ pub struct OciRuntime {
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// Not installed.
-    #[error("OCI runtime {name:?} is not installed: install the package runc, or name another with --runtime")]
+    #[error("OCI runtime {name:?} is not installed")]
     Missing {
         /// The name as given.
         name: String,
