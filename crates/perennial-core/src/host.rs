@@ -113,7 +113,12 @@ pub fn check_host(facts: &HostFacts, containers: &[Container]) -> Vec<Finding> {
     wish(facts.has_init, "`--init` needs an init program", with_init, "install the package tini or catatonit");
     if !facts.has_swap_accounting {
         let message = "`--memory` bounds memory only: the kernel does not account swap".to_string();
-        findings.push(finding(Severity::Note, "host", message, "boot with swapaccount=1 if swap should be bounded too"));
+        findings.push(finding(
+            Severity::Note,
+            "host",
+            message,
+            "boot with swapaccount=1 if swap should be bounded too",
+        ));
     }
     findings
 }

@@ -12,7 +12,7 @@
 //! does not know is left out only because a feature it does not have is off anyway.
 //!
 //! Layers are handed over one by one through the file-system context (`fsconfig(2)`, `lowerdir+`, Linux 6.5), so that
-//! neither their number nor the length of their paths meets the page-sized bound of `mount(2)`; [`legacy`] serves older
+//! neither their number nor the length of their paths meets the page-sized bound of `mount(2)`; [`MountApi::Legacy`] serves older
 //! kernels within that bound.
 
 mod legacy;

@@ -23,8 +23,6 @@ const NETAVARK_PATHS: [&str; 4] = [
     "/usr/local/libexec/podman/netavark",
     "/usr/bin/netavark",
 ];
-/// Name of the network in netavark's answers and firewall comments.
-const NETWORK_NAME: &str = "perennial";
 /// Taken by everybody who changes the machine's networks, whatever the root: netavark's changes to the firewall are not
 /// atomic.
 const LOCK: &str = "/run/perennial-network.lock";
@@ -273,13 +271,15 @@ impl Bridge {
 
     fn request(&self, id: &str, address: Ipv4Addr) -> Value {
         let subnet = format!("{}/{}", self.config.subnet, self.config.prefix_bits);
+        // netavark makes names of firewall chains from it, so that it must be unique; so must the identity.
+        let name = self.config.interface.as_str();
         json!({
             "container_id": id,
             "container_name": id,
             "port_mappings": [],
-            "networks": { NETWORK_NAME: { "static_ips": [address], "interface_name": "eth0" } },
-            "network_info": { NETWORK_NAME: {
-                "name": NETWORK_NAME,
+            "networks": { name: { "static_ips": [address], "interface_name": "eth0" } },
+            "network_info": { name: {
+                "name": name,
                 "id": network_id(&self.config),
                 "driver": "bridge",
                 "network_interface": self.config.interface,
@@ -320,8 +320,7 @@ impl Bridge {
     }
 }
 
-/// Returns the identity of the network in names of firewall chains, which netavark makes of its first digits: FNV-1a of
-/// the bridge's name and subnet, so that two bridges never share a chain.
+/// Returns the identity of the network for netavark: FNV-1a of the bridge's name and subnet.
 fn network_id(config: &BridgeConfig) -> String {
     let text = format!("{} {}/{}", config.interface, config.subnet, config.prefix_bits);
     let hash = text

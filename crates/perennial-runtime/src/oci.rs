@@ -4,6 +4,7 @@
 //! of the runtime go to a log without a file (a memory descriptor), and tell a program that cannot be executed from a
 //! runtime that cannot do its work.
 
+use crate::attach::SavedTerminal;
 use crate::bundle::process_object;
 use crate::signals::Signals;
 use perennial_core::process::{Process, Signal};
@@ -11,6 +12,7 @@ use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, kill_process};
 use serde::Deserialize;
+use serde_json::json;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,7 +40,7 @@ pub struct OciRuntime {
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// Not installed.
-    #[error("OCI runtime {name:?} is not installed: install the package runc, or name another with --runtime")]
+    #[error("OCI runtime {name:?} is not installed")]
     Missing {
         /// The name as given.
         name: String,
@@ -199,7 +201,7 @@ impl OciRuntime {
     /// # Errors
     /// If it cannot be started.
     pub fn exec(&self, plan: &ExecPlan<'_>) -> Result<i32, StartFailure> {
-        let terminal = plan.process.tty.then(crate::attach::SavedTerminal::of_stdin);
+        let terminal = plan.process.tty.then(SavedTerminal::of_stdin);
         let forwarded = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
         let mut numbers = vec![signal_hook::consts::SIGCHLD];
         numbers.extend(forwarded.iter().map(|signal| i32::from(signal.number())));
@@ -229,7 +231,13 @@ impl OciRuntime {
             (Ok(log), Ok(spec)) => (log, spec),
             (Err(error), _) | (_, Err(error)) => return Err(failure_of_io("making a log", &error)),
         };
-        let object = process_object(plan.process).to_string();
+        let mut object = process_object(plan.process);
+        // The runtime itself tells the size only after the program has begun to run.
+        let size = if plan.process.tty { SavedTerminal::of_stdin().size() } else { None };
+        if let (Some((rows, columns)), Some(object)) = (size, object.as_object_mut()) {
+            object.insert("consoleSize".to_owned(), json!({ "height": rows, "width": columns }));
+        }
+        let object = object.to_string();
         spec.writer()
             .and_then(|mut file| file.write_all(object.as_bytes()))
             .map_err(|error| failure_of_io("writing the process", &error))?;

@@ -287,8 +287,15 @@ impl Marks<'_> {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
         let apart = namespace(&pid.to_string())? != namespace("self")?;
         let mounts = if apart { fs::read(format!("/proc/{pid}/mountinfo")).ok()? } else { Vec::new() };
-        let ours = self.in_bytes(&arguments) || self.in_bytes(&mounts);
+        let ours = self.in_bytes(&arguments) || mounts.split(|&byte| byte == b'\n').any(|line| self.in_mount(line));
         ours.then(|| String::from_utf8_lossy(&arguments).replace('\0', " "))
+    }
+
+    /// Tells whether a mount is made of the root's directories and mounted elsewhere. One that is mounted below the root
+    /// is the host's, of which every new namespace has a copy at first, whoever makes it.
+    fn in_mount(&self, line: &[u8]) -> bool {
+        let point = line.split(|&byte| byte == b' ').nth(4).map(unescaped).unwrap_or_default();
+        !point.starts_with(&self.root) && self.in_bytes(line)
     }
 
     /// Tells whether the root is named as a whole path or as the beginning of one.

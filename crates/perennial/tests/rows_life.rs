@@ -150,7 +150,8 @@ fn union_has_pinned_options_and_leaves_the_layers_below_alone() -> Result<()> {
     for mode in MODES {
         stage.create_idle(mode, &[])?;
         stage.ok(&["start", mode, "--detach", "--mode", mode])?;
-        let change = "cat /etc/both; test ! -e /etc/group; rm -r /usr; mv /var /war; echo x >>/etc/both; chmod 600 /bin";
+        let change =
+            "cat /etc/both; test ! -e /etc/group; rm -r /usr; mv /var /war; echo x >>/etc/both; chmod 600 /bin";
         assert_eq!(stage.inside(mode, change)?, "upper");
         let options = overlay_options(&stage.merged(mode)?.display().to_string())?;
         for wrong in ["index=on", "metacopy=on", "redirect_dir=on", "volatile", "nfs_export=on"] {

@@ -30,7 +30,7 @@ impl SavedTerminal {
     }
 
     /// Returns its lines and columns.
-    pub(super) fn size(&self) -> Option<(u16, u16)> {
+    pub(crate) fn size(&self) -> Option<(u16, u16)> {
         let (fd, _) = self.saved.as_ref()?;
         tcgetwinsize(fd).ok().map(|size| (size.ws_row, size.ws_col))
     }

@@ -40,6 +40,7 @@ impl SqliteRecords {
             return Err(RecordError::NewerVersion { path, found: version, known: SCHEMA_VERSION });
         }
         if version == 0 {
+            let _lock = lock_directory(path)?;
             create(&connection).map_err(fail)?;
         }
         connection.execute_batch("PRAGMA synchronous = FULL").map_err(fail)?;
@@ -58,6 +59,17 @@ impl SqliteRecords {
         let lines: Vec<String> = lines.collect::<Result<_, _>>().map_err(fail)?;
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
+}
+
+/// Locks the directory of a new store: changing to a write-ahead log is refused at once where another is at it.
+fn lock_directory(path: &Path) -> Result<std::fs::File, RecordError> {
+    let fail = |error: std::io::Error| RecordError::Failed {
+        path: path.display().to_string(),
+        reason: format!("cannot lock its directory: {error}"),
+    };
+    let directory = std::fs::File::open(path.parent().unwrap_or(path)).map_err(fail)?;
+    directory.lock().map_err(fail)?;
+    Ok(directory)
 }
 
 fn create(connection: &Connection) -> rusqlite::Result<()> {

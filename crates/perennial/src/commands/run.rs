@@ -11,10 +11,10 @@ use crate::engine::start::StartRequest;
 use crate::engine::supervise::{Report, supervise as supervise_run};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
-use perennial_core::id::ContainerName;
+use perennial_core::id::{ContainerId, ContainerName};
 use perennial_core::process::{ExecSettings, Process, ProcessFacts, UserSpec, resolve, resolve_exec, user_of};
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
-use perennial_runtime::logs::{LogReader, ReadOptions};
+use perennial_runtime::logs::{LogLine, LogReader, ReadOptions};
 use perennial_runtime::oci::ExecPlan;
 use perennial_runtime::user;
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ fn launch(context: &Context, wanted: &Wanted, detach: bool) -> Result<ExitCode> 
         let started = reports.started()?;
         match context.style {
             Style::Json => {
-                output::json(&json!({"container": wanted.name, "run": started.get("run"), "pid": started.get("pid")}))
+                output::json(&json!({"container": wanted.name, "run": started.get("run"), "pid": started.get("pid")}));
             }
             Style::Text => output::line(format!("{} is running", wanted.name)),
         }
@@ -130,10 +130,10 @@ fn launch(context: &Context, wanted: &Wanted, detach: bool) -> Result<ExitCode> 
     }
     match attached.outcome {
         Outcome::Detached | Outcome::OutputClosed => Ok(ExitCode::SUCCESS),
-        Outcome::Exited(code) => {
-            reports.drain();
-            Ok(exit_code(code))
-        }
+        Outcome::Exited(code) => match reports.incomplete() {
+            Some(failure) => Err(failure),
+            None => Ok(exit_code(code)),
+        },
         Outcome::Failed(_) | Outcome::Lost => Err(reports.failure(&wanted.name)),
     }
 }
@@ -199,13 +199,14 @@ impl Reports {
         }
     }
 
-    /// Reads on until the last report, so that timings are shown and a remark on an incomplete exit is passed on.
-    fn drain(&mut self) {
+    /// Reads on until the last report, so that timings are shown; returns why the exit is not saved yet, if so.
+    fn incomplete(&mut self) -> Option<Failure> {
         while let Some(report) = self.next() {
             if report.get("event").and_then(Value::as_str) == Some("exited") {
-                return;
+                return report.get("error").is_some().then(|| failure_of(&report));
             }
         }
+        None
     }
 
     /// What went wrong, after the connection said that something did.
@@ -322,19 +323,13 @@ pub fn stop_and_wait(context: &Context, name: &ContainerName, timeout_s: Option<
         return Err(Failure::new(Code::Conflict, format!("container {name} is not running"))
             .hint(format!("`perennial start {name}` starts it")));
     };
-    let socket = context.engine.root.run_dir(&run.id).join("control.sock");
-    match Connection::open(&socket) {
-        Ok(connection) => match connection.stop(timeout_s) {
-            // It may have ended by itself just now.
-            Ok(()) | Err(AttachError::NoAnswer) => {}
-            Err(error) => return Err(error.into()),
-        },
-        Err(AttachError::NoSupervisor { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
     let grace = Duration::from_secs(u64::from(timeout_s.or(container.spec.stop_timeout_s).unwrap_or(10)));
+    let socket = context.engine.root.run_dir(&run.id).join("control.sock");
     let watch = clock::Stopwatch::start();
+    let mut is_asked = false;
     loop {
+        // One that is only starting may not listen yet; one without a supervisor is ended by looking at it.
+        is_asked = is_asked || ask_to_stop(&socket, timeout_s)?;
         let present = context.engine.seen(name)?.value;
         if present.phase.run().map(|present| &present.id) != Some(&run.id) {
             return Ok(present);
@@ -353,6 +348,21 @@ pub fn stop_and_wait(context: &Context, name: &ContainerName, timeout_s: Option<
             return Err(Failure::new(Code::Failed, format!("container {name} has not ended in time")));
         }
         clock::wait(WATCH_PAUSE);
+    }
+}
+
+/// Asks a supervisor to end its container; returns whether one was there to be asked.
+fn ask_to_stop(socket: &std::path::Path, timeout_s: Option<u32>) -> Result<bool> {
+    let connection = match Connection::open(socket) {
+        Ok(connection) => connection,
+        Err(AttachError::NoSupervisor { .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    match connection.stop(timeout_s) {
+        Ok(()) => Ok(true),
+        // It may have ended by itself just now, or its start have failed.
+        Err(AttachError::NoAnswer) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -444,7 +454,7 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
         .transpose()
         .map_err(|error: perennial_core::time::ParseTimeError| Failure::new(Code::Usage, error))?;
     let mut reader = LogReader::open(&context.engine.log_dir(&id).join("log"));
-    let show = |line: &perennial_runtime::logs::LogLine| {
+    let show = |line: &LogLine| {
         let mut text = String::from_utf8_lossy(&line.text).into_owned();
         if args.timestamps {
             text = format!("{} {text}", line.at);
@@ -454,15 +464,22 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
     for line in reader.read_all(&ReadOptions { tail: args.tail, since })? {
         show(&line);
     }
-    while args.follow {
-        let is_running = context.engine.container(&id)?.value.phase.run().is_some();
+    if args.follow {
+        follow(context, &id, &mut reader, &show)?;
+    }
+    Ok(())
+}
+
+/// Shows what is appended until the container has ended and everything has been shown.
+fn follow(context: &Context, id: &ContainerId, reader: &mut LogReader, show: &dyn Fn(&LogLine)) -> Result<()> {
+    loop {
+        let is_running = context.engine.container(id)?.value.phase.run().is_some();
         while let Some(line) = reader.next_line()? {
             show(&line);
         }
         if !is_running {
-            break;
+            return Ok(());
         }
         clock::wait(FOLLOW_PAUSE);
     }
-    Ok(())
 }

@@ -102,11 +102,8 @@ fn as_json(context: &Context, disk: &DiskUse) -> Result<Value> {
             })
         })
         .collect();
-    let runs: Vec<Value> = disk
-        .runs
-        .iter()
-        .map(|(name, run, bytes)| json!({"container": name, "run": run, "bytes": bytes}))
-        .collect();
+    let runs: Vec<Value> =
+        disk.runs.iter().map(|(name, run, bytes)| json!({"container": name, "run": run, "bytes": bytes})).collect();
     Ok(json!({
         "images": images,
         "containers": containers,

@@ -177,7 +177,9 @@ pub fn cp(context: &Context, args: &CpArgs) -> Result<()> {
             "container": container.name, "seq": seq, "path": path, "target": copied.target,
             "entries": copied.measure.entries, "bytes": copied.measure.bytes,
         })),
-        Style::Text => output::line(format!("{}@{seq}:{path} is copied to {}", container.name, copied.target.display())),
+        Style::Text => {
+            output::line(format!("{}@{seq}:{path} is copied to {}", container.name, copied.target.display()))
+        }
     }
     Ok(())
 }
@@ -208,9 +210,8 @@ fn difference_name(difference: Difference) -> &'static str {
 }
 
 fn rebased_json(name: &ContainerName, done: &Rebased, carry: Carry) -> Value {
-    let conflict = |conflict: &Conflict| {
-        with_path(&conflict.path, json!({"container": conflict.ours, "image": conflict.theirs}))
-    };
+    let conflict =
+        |conflict: &Conflict| with_path(&conflict.path, json!({"container": conflict.ours, "image": conflict.theirs}));
     json!({
         "container": name,
         "done": carry == Carry::Out,

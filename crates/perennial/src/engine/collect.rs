@@ -4,7 +4,7 @@
 //! object. A run's lock is held by its supervisor for life: a run whose lock is free is nobody's.
 
 use super::Engine;
-use super::exit::cgroup_of_id;
+use super::exit::cgroup_of;
 use super::recover::has_content;
 use crate::failure::{Failure, Result};
 use perennial_core::collect::{CollectFacts, CollectPlan, RunContent, SizedLayer, ViewFacts, plan};
@@ -147,7 +147,7 @@ impl Engine {
         if let Ok(runtime) = self.runtime(None) {
             runtime.delete(run.as_str(), true)?;
         }
-        let cgroup = Cgroup::at(&cgroup_of_id(run))?;
+        let cgroup = Cgroup::at(&cgroup_of(run))?;
         cgroup.kill_all(END_DEADLINE)?;
         cgroup.remove()?;
         self.disconnect(run)?;
@@ -188,7 +188,8 @@ pub fn entries(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn names_in(directory: &Path) -> std::io::Result<Vec<String>> {
-    let names = entries(directory)?.into_iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let names =
+        entries(directory)?.into_iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let mut names: Vec<String> = names.collect();
     names.sort();
     Ok(names)

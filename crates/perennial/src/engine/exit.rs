@@ -30,6 +30,8 @@ use std::time::Duration;
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 /// The OCI runtime where a container names none.
 pub const RUNTIME_DEFAULT: &str = "runc";
+/// Name of the file in a run's directory that says that nothing in it is to be kept.
+const DISPOSABLE: &str = "disposable";
 /// Bytes of the file that is given back when the disk is full, so that this fact can still be recorded (A34).
 const RESERVE_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -37,6 +39,11 @@ impl Engine {
     /// Records that a run has ended.
     pub fn record_end(&self, doc: &mut Doc<Container>, run: &Run, exit: Exit) -> Result<()> {
         doc.value = doc.value.clone().step(Event::Ended { run: run.id.clone(), exit })?;
+        self.save_even_if_full(doc)
+    }
+
+    /// Commits the change of one container, with the space of the reserve where there is no other.
+    pub fn save_even_if_full(&self, doc: &mut Doc<Container>) -> Result<()> {
         self.save(doc, None).or_else(|error| self.with_reserve(error, || self.save(doc, None)))
     }
 
@@ -63,15 +70,16 @@ impl Engine {
             let message = format!("container {} is {}, not exiting", doc.value.name, doc.value.phase.name());
             return Err(Failure::new(Code::Conflict, message));
         };
-        self.refill_reserve()?;
+        // Needs no space, and whatever comes after it there are no processes and no mount any more.
         self.leave_union(&run)?;
+        self.refill_reserve()?;
         let frozen = self.freeze(&doc.value, &run, &exit)?;
         self.commit(doc, &run, frozen)
     }
 
     /// Ends what is left of the container's processes and unmounts its root.
     pub fn leave_union(&self, run: &Run) -> Result<()> {
-        Cgroup::at(&cgroup_of(run))?.kill_all(UNMOUNT_DEADLINE)?;
+        Cgroup::at(&cgroup_of(&run.id))?.kill_all(UNMOUNT_DEADLINE)?;
         let merged = self.root.run_dir(&run.id).join("merged");
         match mount::unmount(&merged, UNMOUNT_DEADLINE) {
             Ok(()) => Ok(()),
@@ -88,6 +96,7 @@ impl Engine {
             return self.frozen_before(run);
         }
         if self.is_unchanged(run, &upper)? {
+            self.note_disposable(&run.id);
             return Ok(Frozen::Unchanged);
         }
         let measure = tree::measure_and_strip(tree::open_tree(&upper)?.as_fd())?;
@@ -189,17 +198,40 @@ impl Engine {
         OciRuntime::by_path(name.unwrap_or(RUNTIME_DEFAULT), &self.root.oci_dir())
     }
 
-    /// Frees what a run used besides its upper; everything in it is committed or was never wanted. Repeatable.
-    pub fn release_run(&self, run: &Run, runtime: Option<&str>) -> Result<()> {
-        let directory = self.root.run_dir(&run.id);
-        if let Ok(runtime) = self.runtime(runtime) {
-            runtime.delete(run.id.as_str(), true)?;
+    /// Frees what a run used besides its upper; everything in it is committed or was never wanted. Repeatable. The run's
+    /// directory goes last, so that whoever still finds it knows that there is something to do.
+    pub fn release_run(&self, run: &RunId, runtime: Option<&str>) -> Result<()> {
+        let directory = self.root.run_dir(run);
+        let runtime_state = self.root.oci_dir().join(run.as_str());
+        if runtime_state.symlink_metadata().is_ok() {
+            if let Ok(runtime) = self.runtime(runtime) {
+                runtime.delete(run.as_str(), true)?;
+            }
         }
-        Cgroup::at(&cgroup_of(run))?.remove()?;
-        self.disconnect(&run.id)?;
+        let cgroup = Cgroup::at(&cgroup_of(run))?;
+        cgroup.kill_all(UNMOUNT_DEADLINE)?;
+        cgroup.remove()?;
+        // What another runtime than the one asked has left, or one that was killed at its work.
+        match std::fs::remove_dir_all(&runtime_state) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            Ok(()) | Err(_) => {}
+        }
+        self.disconnect(run)?;
         mount::unmount(&directory.join("merged"), UNMOUNT_DEADLINE)?;
-        layer::discard(&self.root, &directory, &format!("run-{}", run.id))?;
+        layer::discard(&self.root, &directory, &format!("run-{run}"))?;
         Ok(())
+    }
+
+    /// Notes in a run's directory that there is nothing in it to keep, before the record stops naming the run: should
+    /// this process die between the two, the directory is freed and not set aside.
+    pub fn note_disposable(&self, run: &RunId) {
+        // A note that cannot be written costs space after a crash, nothing else.
+        std::fs::File::create(self.root.run_dir(run).join(DISPOSABLE)).ok();
+    }
+
+    /// Whether [`Engine::note_disposable`] was called for a run.
+    pub fn is_disposable(&self, run: &RunId) -> bool {
+        self.root.run_dir(run).join(DISPOSABLE).symlink_metadata().is_ok()
     }
 
     /// Raises `ExitIncomplete`, with the reserve where the disk is too full even for that.
@@ -211,9 +243,8 @@ impl Engine {
             return;
         }
         doc.value = next;
-        let saved = self.save(doc, None).or_else(|error| self.with_reserve(error, || self.save(doc, None)));
-        // Not even that can be written; the run is still recorded and its directory is kept, which is what counts.
-        drop(saved);
+        // Where not even that can be written, the run is still recorded and its directory is kept, which is what counts.
+        self.save_even_if_full(doc).ok();
     }
 
     /// Repeats a commit that failed for want of space after giving the reserve back.
@@ -255,11 +286,6 @@ fn same_root(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> std::result::Result<bool, 
 }
 
 /// The cgroup of a run, relative to each hierarchy's root.
-pub fn cgroup_of(run: &Run) -> String {
-    cgroup_of_id(&run.id)
-}
-
-/// As [`cgroup_of`], for a run that no record describes any more.
-pub fn cgroup_of_id(run: &RunId) -> String {
+pub fn cgroup_of(run: &RunId) -> String {
     format!("/perennial/{run}")
 }

@@ -111,8 +111,16 @@ impl Engine {
     pub fn locked(&self, name: &ContainerName) -> Result<(Lock, Doc<Container>)> {
         let id = self.id_of(name)?;
         let lock = self.lock_container_politely(&id)?;
-        let doc = self.recover_locked(self.container(&id)?)?;
-        Ok((lock, doc))
+        match self.container(&id) {
+            Ok(doc) => Ok((lock, self.recover_locked(doc)?)),
+            Err(failure) => {
+                if failure.code == Code::NotFound {
+                    // It was removed while we waited; our lock's file is nobody's any more.
+                    lock.remove_file();
+                }
+                Err(failure)
+            }
+        }
     }
 
     /// Takes a container's lock; where background work holds it, asks that to give way.
@@ -120,7 +128,7 @@ impl Engine {
         if let Some(lock) = self.root.lock_container(id, Wait::Never)? {
             return Ok(lock);
         }
-        let yielding = self.ask_to_yield();
+        let yielding = self.root.ask_to_yield()?;
         let lock = self.root.lock_container(id, Wait::Forever)?;
         drop(yielding);
         lock.ok_or_else(|| Failure::new(Code::Conflict, format!("container {id} is locked")))

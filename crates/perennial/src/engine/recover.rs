@@ -10,9 +10,7 @@ use crate::failure::Result;
 use perennial_core::container::{Container, Event, Phase, Run, StartMode};
 use perennial_core::generations::health::salvage;
 use perennial_core::id::{ContainerName, RunId};
-use perennial_runtime::mount;
-use perennial_store::layer;
-use perennial_store::root::Wait;
+use perennial_store::root::{Lock, Wait};
 use perennial_store::tree;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -34,13 +32,13 @@ impl Engine {
         let runtime = doc.value.spec.runtime.clone();
         let was_exiting = matches!(doc.value.phase, Phase::Exiting { .. });
         if !was_exiting && !self.end_lost_run(&mut doc, &run)? {
-            self.release_run(&run, runtime.as_deref())?;
+            self.release_run(&run.id, runtime.as_deref())?;
             run_lock.remove_file();
             return Ok(doc);
         }
         match self.finish_exit(&mut doc) {
             Ok(_) => {
-                self.release_run(&run, runtime.as_deref())?;
+                self.release_run(&run.id, runtime.as_deref())?;
                 run_lock.remove_file();
             }
             Err(failure) => eprintln!("perennial: {}: {}", doc.value.name, failure.one_line()),
@@ -59,6 +57,7 @@ impl Engine {
             self.record_end(doc, run, salvage(self.now(), reason))?;
             return Ok(true);
         }
+        self.note_disposable(&run.id);
         doc.value = doc.value.clone().step(Event::Discarded { run: run.id.clone() })?;
         self.save(doc, None)?;
         Ok(false)
@@ -66,7 +65,13 @@ impl Engine {
 
     fn left_something(&self, container: &Container, run: &Run) -> Result<bool> {
         let upper = self.root.run_dir(&run.id).join("upper");
-        if upper.symlink_metadata().is_err() {
+        if upper.symlink_metadata().is_err() || self.is_disposable(&run.id) {
+            return Ok(false);
+        }
+        // The runtime writes the process id before the process runs. Without it nothing ran, and what is in the upper
+        // are places for mounts.
+        let pid_file = self.root.run_dir(&run.id).join("bundle/init.pid");
+        if matches!(container.phase, Phase::Starting { .. }) && pid_file.symlink_metadata().is_err() {
             return Ok(false);
         }
         // A union that was never mounted has no work directory of the kernel's making, so nothing ran in it.
@@ -115,23 +120,35 @@ impl Engine {
     /// Frees run directories that no record names. A container's record always names its run, so these are what a
     /// removal or a release was interrupted at; one whose upper holds something is set aside, never freed.
     fn sweep_runs(&self) -> Result<()> {
+        for (run, lock) in self.lost_runs()? {
+            if !self.is_disposable(&run) && has_content(&self.root.run_dir(&run).join("upper")) {
+                continue;
+            }
+            match self.release_run(&run, None) {
+                Ok(()) => lock.remove_file(),
+                Err(failure) => eprintln!("perennial: run {run}: {}", failure.one_line()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs that have a directory but neither a record nor a supervisor, locked.
+    fn lost_runs(&self) -> Result<Vec<(RunId, Lock)>> {
         let _graph = self.root.lock_graph()?;
         let live: Vec<RunId> =
             self.containers()?.iter().filter_map(|doc| doc.value.phase.run().map(|run| run.id.clone())).collect();
+        let mut lost = Vec::new();
         for entry in std::fs::read_dir(self.root.path().join("runs"))?.flatten() {
             let Some(run) = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok()) else { continue };
             if live.contains(&run) {
                 continue;
             }
-            let Some(lock) = self.root.lock_run(&run, Wait::Never)? else { continue };
-            if has_content(&entry.path().join("upper")) {
-                continue;
+            // A start records its run before it makes the directory, and locks it before that.
+            if let Some(lock) = self.root.lock_run(&run, Wait::Never)? {
+                lost.push((run, lock));
             }
-            mount::unmount(&entry.path().join("merged"), std::time::Duration::from_secs(1))?;
-            layer::discard(&self.root, &entry.path(), &format!("run-{run}"))?;
-            lock.remove_file();
         }
-        Ok(())
+        Ok(lost)
     }
 }
 

@@ -1,23 +1,28 @@
 //! Work after an exit that nobody waits for: fold and merge layers, keep to the byte bound, free space.
 //!
 //! Everything here can be interrupted at any instant and gives way to a command that wants the container: the one who
-//! waits for a lock that background work holds leaves a mark ([`Engine::ask_to_yield`]), and the work looks for it.
+//! waits for a lock that background work holds asks for it (`Root::ask_to_yield`), and the work looks for that.
+//!
+//! Who changes a container's record holds its lock; a fold, which takes a layer out of the generations of several
+//! containers, takes the locks of all of them without waiting, or leaves its commit for later.
 
 use super::records::{Doc, Note};
 use super::{Engine, random};
+use crate::clock;
 use crate::failure::Result;
 use perennial_core::container::Container;
 use perennial_core::format::{self, Format};
-use perennial_core::generations::Queue;
+use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerId, LayerId};
 use perennial_core::layers::{DEPTH_MAX, Fold, Form, LayerKind, LayerRecord, plan_fold, plan_merge, unused};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Opens the roots of trees.
 pub fn open_all(paths: &[PathBuf]) -> std::result::Result<Vec<OwnedFd>, TreeError> {
@@ -29,30 +34,40 @@ pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(OwnedFd::as_fd).collect()
 }
 
-/// Removes the mark when the lock has been had.
-#[derive(Debug)]
-pub struct Yielding(PathBuf);
+/// How often background work that gave way tries again, and how long it waits before it does.
+const YIELDS_MAX: u32 = 200;
+const YIELD_PAUSE: Duration = Duration::from_millis(50);
 
-impl Drop for Yielding {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.0).ok();
+/// What became of one step of background work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Something was done; there may be more.
+    Did,
+    /// There is nothing to do.
+    Nothing,
+    /// Somebody else is at the container or its layers, or waits for them.
+    GaveWay,
+}
+
+/// Layers that lie on different layers in different generations, as after a rebase. Whether a whiteout above them hides
+/// something has then no single answer, so they are left as they are.
+fn on_different_grounds(generations: &[&Generation]) -> BTreeSet<LayerId> {
+    let mut grounds = BTreeMap::new();
+    let mut different = BTreeSet::new();
+    for generation in generations {
+        for (position, layer) in generation.layers.iter().enumerate() {
+            let ground = (generation.layers.get(position.saturating_add(1)..), &generation.image);
+            if *grounds.entry(layer).or_insert(ground) != ground {
+                different.insert(layer.clone());
+            }
+        }
     }
+    different
 }
 
 impl Engine {
-    fn yield_mark(&self) -> PathBuf {
-        self.root.path().join("locks").join("yield")
-    }
-
-    /// Asks background work to give way, until the result is dropped.
-    pub fn ask_to_yield(&self) -> Yielding {
-        let mark = self.yield_mark();
-        std::fs::File::create(&mark).ok();
-        Yielding(mark)
-    }
-
     fn must_yield(&self) -> bool {
-        self.yield_mark().symlink_metadata().is_ok()
+        self.root.must_yield()
     }
 
     /// Settles a container: keeps its stack shallow, its bytes within bounds, and frees what nothing names.
@@ -62,23 +77,34 @@ impl Engine {
     pub fn settle(&self, id: &ContainerId) -> Result<()> {
         // Space when the last generation was evicted for its bytes: where that freed nothing, more would not either.
         let mut bytes_before = u64::MAX;
-        while !self.must_yield() && self.settle_step(id, &mut bytes_before)? {}
+        let mut yields = 0;
+        while yields < YIELDS_MAX {
+            match if self.must_yield() { Step::GaveWay } else { self.settle_step(id, &mut bytes_before)? } {
+                Step::Did => {}
+                Step::Nothing => break,
+                Step::GaveWay => {
+                    yields += 1;
+                    clock::wait(YIELD_PAUSE);
+                }
+            }
+        }
         self.empty_trash();
         Ok(())
     }
 
-    /// One step, under the container's lock; returns whether another may follow.
-    fn settle_step(&self, id: &ContainerId, bytes_before: &mut u64) -> Result<bool> {
-        let Some(_lock) = self.root.lock_container(id, Wait::Never)? else { return Ok(false) };
-        let Ok(doc) = self.container(id) else { return Ok(false) };
+    /// One step, under the container's lock.
+    fn settle_step(&self, id: &ContainerId, bytes_before: &mut u64) -> Result<Step> {
+        let Some(_lock) = self.root.lock_container(id, Wait::Never)? else { return Ok(Step::GaveWay) };
+        let Ok(doc) = self.container(id) else { return Ok(Step::Nothing) };
         self.free_unused()?;
         if let Some(fold) = self.next_fold(&doc.value)? {
-            return self.fold(&fold);
+            return self.fold(&doc.value, &fold);
         }
-        if self.merge_deep(doc.clone())? {
-            return Ok(true);
+        match self.merge_deep(doc.clone())? {
+            Step::Nothing => {}
+            step @ (Step::Did | Step::GaveWay) => return Ok(step),
         }
-        self.evict_by_bytes(doc, bytes_before)
+        Ok(if self.evict_by_bytes(doc, bytes_before)? { Step::Did } else { Step::Nothing })
     }
 
     /// Returns the layers that any generation, run, image or view names; without those of one container.
@@ -141,6 +167,7 @@ impl Engine {
 
     /// Unlinks what is in the trash; what cannot be unlinked now will be later.
     pub fn empty_trash(&self) {
+        let Ok(Some(_lock)) = self.root.lock_trash() else { return };
         let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return };
         for entry in entries.flatten() {
             tree::remove_tree(&entry.path()).ok();
@@ -168,42 +195,50 @@ impl Engine {
             return Ok(None);
         }
         let containers = self.containers()?;
-        let touching: Vec<&[LayerId]> = containers
+        let touching: Vec<&Generation> = containers
             .iter()
             .flat_map(|doc| doc.value.queue.iter().flat_map(|queue| &queue.generations))
-            .map(|generation| generation.layers.as_slice())
-            .filter(|layers| layers.iter().any(|layer| own.contains(layer)))
+            .filter(|generation| generation.layers.iter().any(|layer| own.contains(layer)))
             .collect();
+        let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
         let images = self.images()?.into_iter().flat_map(|image| image.value.layers).collect();
-        Ok(plan_fold(&touching, &self.layers_in_use()?, &images))
+        let mut in_use = self.layers_in_use()?;
+        in_use.extend(on_different_grounds(&touching));
+        Ok(plan_fold(&stacks, &in_use, &images))
     }
 
     /// Folds the newer of two layers into the older and takes it out of every generation.
-    fn fold(&self, fold: &Fold) -> Result<bool> {
-        let lock = |id| self.root.lock_layer(id, LockMode::Exclusive, Wait::Never);
-        let (Some(_top), Some(_bottom)) = (lock(&fold.top)?, lock(&fold.bottom)?) else { return Ok(false) };
-        // Looked up again now that nobody can begin to hold them: a view may have been mounted since the fold was planned.
-        let viewed = self.viewed_layers()?;
-        if viewed.contains(&fold.top) || viewed.contains(&fold.bottom) {
-            return Ok(false);
+    fn fold(&self, container: &Container, fold: &Fold) -> Result<Step> {
+        let lock = |id, mode| self.root.lock_layer(id, mode, Wait::Never);
+        let exclusive = (lock(&fold.top, LockMode::Exclusive)?, lock(&fold.bottom, LockMode::Exclusive)?);
+        let (Some(_top), Some(_bottom)) = exclusive else { return Ok(Step::GaveWay) };
+        // What was planned without the locks may not hold any more; with them nobody can change it.
+        if self.next_fold(container)?.as_ref() != Some(fold) {
+            return Ok(Step::GaveWay);
         }
-        let Some(below) = self.below(&fold.bottom)? else { return Ok(false) };
+        let Some(below) = self.below(&fold.bottom)? else { return Ok(Step::Nothing) };
+        let mut locks = Vec::new();
+        for id in &below {
+            let Some(lock) = lock(id, LockMode::Shared)? else { return Ok(Step::GaveWay) };
+            locks.push(lock);
+        }
+        let below: Vec<PathBuf> = below.iter().map(|id| self.root.layer_tree(id)).collect();
         let (top, bottom) = (self.root.layer_tree(&fold.top), self.root.layer_tree(&fold.bottom));
-        let trash = self.root.trash_dir().join(format!("fold-{}", LayerId::from_random(random()?)));
-        std::fs::create_dir(&trash)?;
         let (top_root, bottom_root) = (tree::open_tree(&top)?, tree::open_tree(&bottom)?);
-        let (trash, below) = (tree::open_tree(&trash)?, open_all(&below)?);
+        let (trash, below) = (tree::open_tree(&self.root.trash_dir())?, open_all(&below)?);
         let below = borrow_all(&below);
         let layers = tree::fold::FoldLayers { top: top_root.as_fd(), bottom: bottom_root.as_fd(), below: &below };
         let report = match tree::fold(layers, trash.as_fd(), &mut || self.must_yield())? {
             FoldOutcome::Done(report) => report,
-            FoldOutcome::Yielded(_) => return Ok(false),
+            FoldOutcome::Yielded(_) => return Ok(Step::GaveWay),
         };
         perennial_runtime::mount::syncfs(&bottom)?;
         let measure = self.measure_after(fold, report, bottom_root.as_fd())?;
-        self.commit_fold(fold, measure)?;
+        if !self.commit_fold(&container.id, fold, measure)? {
+            return Ok(Step::GaveWay);
+        }
         self.discard_layer(&fold.top)?;
-        Ok(true)
+        Ok(Step::Did)
     }
 
     /// Size of the older layer after a fold: counted from what went, measured anew where the fold was resumed.
@@ -222,37 +257,66 @@ impl Engine {
         })
     }
 
-    /// Finishes a fold that a crash cut off, before its layers are mounted: until then times of directories are off.
+    /// Finishes folds that a crash cut off, before their layers are mounted: until then times of directories are off.
+    /// The caller holds no lock of a layer yet.
     ///
     /// # Errors
     /// Where the layers cannot be read or changed.
-    pub fn settle_interrupted_fold(&self, layers: &[LayerId], image_layers: &[LayerId]) -> Result<()> {
-        let trees: Vec<PathBuf> = layers.iter().chain(image_layers).map(|id| self.root.layer_tree(id)).collect();
-        for (position, pair) in trees.windows(2).enumerate().take(layers.len().saturating_sub(1)) {
+    pub fn finish_interrupted_folds(&self, layers: &[LayerId], image_layers: &[LayerId]) -> Result<()> {
+        for (position, pair) in layers.windows(2).enumerate() {
             let [top, bottom] = pair else { continue };
-            let top = tree::open_tree(top)?;
-            if !tree::fold::is_interrupted(top.as_fd())? {
-                continue;
+            let below: Vec<LayerId> =
+                layers.iter().skip(position.saturating_add(2)).chain(image_layers).cloned().collect();
+            while self.is_fold_interrupted(top)? && !self.finish_fold(top, bottom, &below)? {
+                clock::wait(YIELD_PAUSE);
             }
-            let bottom = tree::open_tree(bottom)?;
-            let below = open_all(trees.get(position.saturating_add(2)..).unwrap_or_default())?;
-            let trash = tree::open_tree(&self.root.trash_dir())?;
-            let below = borrow_all(&below);
-            let layers = tree::fold::FoldLayers { top: top.as_fd(), bottom: bottom.as_fd(), below: &below };
-            tree::fold(layers, trash.as_fd(), &mut || false)?;
         }
         Ok(())
     }
 
-    fn commit_fold(&self, fold: &Fold, measure: Measure) -> Result<()> {
+    fn is_fold_interrupted(&self, top: &LayerId) -> Result<bool> {
+        let path = self.root.layer_tree(top);
+        // A fold that was at work has ended meanwhile and taken the layer out of every generation.
+        if path.symlink_metadata().is_err() {
+            return Ok(false);
+        }
+        Ok(tree::fold::is_interrupted(tree::open_tree(&path)?.as_fd())?)
+    }
+
+    /// Finishes a fold unless somebody else is at its layers; returns whether there was nobody.
+    fn finish_fold(&self, top: &LayerId, bottom: &LayerId, below: &[LayerId]) -> Result<bool> {
+        let _yielding = self.root.ask_to_yield()?;
+        let lock = |id| self.root.lock_layer(id, LockMode::Exclusive, Wait::Never);
+        let (Some(_top), Some(_bottom)) = (lock(top)?, lock(bottom)?) else { return Ok(false) };
+        if !self.is_fold_interrupted(top)? {
+            return Ok(true);
+        }
+        let tree_of = |id: &LayerId| self.root.layer_tree(id);
+        let (top, bottom) = (tree::open_tree(&tree_of(top))?, tree::open_tree(&tree_of(bottom))?);
+        let below = open_all(&below.iter().map(tree_of).collect::<Vec<_>>())?;
+        let trash = tree::open_tree(&self.root.trash_dir())?;
+        let below = borrow_all(&below);
+        let layers = tree::fold::FoldLayers { top: top.as_fd(), bottom: bottom.as_fd(), below: &below };
+        tree::fold(layers, trash.as_fd(), &mut || false)?;
+        Ok(true)
+    }
+
+    /// Takes the newer layer of a fold out of every generation; returns whether it could. Containers that others are at
+    /// are not changed behind their backs: then the fold is committed another time. The caller holds `own`'s lock.
+    fn commit_fold(&self, own: &ContainerId, fold: &Fold, measure: Measure) -> Result<bool> {
         let _graph = self.root.lock_graph()?;
         let mut transaction = Transaction::new().delete(keys::layer(&fold.top));
-        for mut doc in self.containers()? {
-            let Some(queue) = &mut doc.value.queue else { continue };
-            if !queue.layers().contains(&fold.top) {
+        let mut locks = Vec::new();
+        for doc in self.containers()? {
+            if !doc.value.queue.as_ref().is_some_and(|queue| queue.layers().contains(&fold.top)) {
                 continue;
             }
-            for generation in &mut queue.generations {
+            if doc.value.id != *own {
+                let Some(lock) = self.root.lock_container(&doc.value.id, Wait::Never)? else { return Ok(false) };
+                locks.push(lock);
+            }
+            let mut doc = self.container(&doc.value.id)?;
+            for generation in doc.value.queue.iter_mut().flat_map(|queue| &mut queue.generations) {
                 generation.layers.retain(|layer| *layer != fold.top);
             }
             transaction = self.put_container(transaction, &mut doc, None);
@@ -263,17 +327,17 @@ impl Engine {
             transaction = transaction.put(keys::layer(&fold.bottom), format::encode(Format::Layer, &record.value));
         }
         self.records.commit(&transaction)?;
-        Ok(())
+        Ok(true)
     }
 
-    /// The trees below a layer, newest first, as any generation that names it has them.
-    fn below(&self, bottom: &LayerId) -> Result<Option<Vec<PathBuf>>> {
+    /// The layers below a layer, newest first, as every generation that names it has them.
+    fn below(&self, bottom: &LayerId) -> Result<Option<Vec<LayerId>>> {
         for doc in self.containers()? {
             for generation in doc.value.queue.iter().flat_map(|queue| &queue.generations) {
                 let mut layers = generation.layers.iter();
                 if layers.any(|layer| layer == bottom) {
                     let image = self.image(&generation.image)?.value;
-                    return Ok(Some(layers.chain(&image.layers).map(|id| self.root.layer_tree(id)).collect()));
+                    return Ok(Some(layers.chain(&image.layers).cloned().collect()));
                 }
             }
         }
@@ -282,23 +346,57 @@ impl Engine {
 
     /// Merges the newest layers of the current generation where its stack is too deep and the layers cannot be folded
     /// because other generations need them one by one. File data is shared by hard links, not copied.
-    fn merge_deep(&self, mut doc: Doc<Container>) -> Result<bool> {
-        let Some(current) = doc.value.queue.as_ref().and_then(Queue::current).cloned() else { return Ok(false) };
+    fn merge_deep(&self, mut doc: Doc<Container>) -> Result<Step> {
+        let Some(current) = doc.value.queue.as_ref().and_then(Queue::current).cloned() else {
+            return Ok(Step::Nothing);
+        };
         if doc.value.phase.run().is_some() {
-            return Ok(false);
+            return Ok(Step::Nothing);
         }
         let mut sizes = Vec::new();
+        let mut locks = Vec::new();
         for id in &current.layers {
             sizes.push((id.clone(), self.layer(id)?.map_or(0, |record| record.value.entries)));
         }
-        let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(false) };
+        let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(Step::Nothing) };
+        // A fold for another container that shares layers must not move entries while they are read.
+        for id in &current.layers {
+            let Some(lock) = self.root.lock_layer(id, LockMode::Shared, Wait::Never)? else {
+                return Ok(Step::GaveWay);
+            };
+            locks.push(lock);
+        }
+        if self.container(&doc.value.id)?.revision != doc.revision {
+            return Ok(Step::GaveWay);
+        }
         // Keeps `gc` from taking the new layer, which nothing names yet, for a leftover.
-        let Some(_images) = self.root.lock_images(LockMode::Shared, Wait::Never)? else { return Ok(false) };
+        let Some(_images) = self.root.lock_images(LockMode::Shared, Wait::Never)? else { return Ok(Step::GaveWay) };
         let (merged, rest) = current.layers.split_at(count.min(current.layers.len()));
+        let id = LayerId::from_random(random()?);
+        let made = self.make_merged(&id, merged, rest, &current);
+        let made = made.and_then(|record| self.commit_merge(&mut doc, &current, rest, record));
+        if let Err(failure) = made {
+            // It may only have been too large for the disk: what was made of it would keep it full.
+            tree::remove_tree(&self.root.staging_dir().join(id.as_str())).ok();
+            if !self.layer(&id).is_ok_and(|record| record.is_some()) {
+                self.discard_layer(&id).ok();
+            }
+            return Err(failure);
+        }
+        Ok(Step::Did)
+    }
+
+    /// Makes the layer that several become, without anything naming it.
+    fn make_merged(
+        &self,
+        id: &LayerId,
+        merged: &[LayerId],
+        rest: &[LayerId],
+        current: &Generation,
+    ) -> Result<LayerRecord> {
         let image = self.image(&current.image)?.value;
         let paths = |ids: &[LayerId]| ids.iter().map(|id| self.root.layer_tree(id)).collect::<Vec<_>>();
         let below: Vec<PathBuf> = paths(rest).into_iter().chain(paths(&image.layers)).collect();
-        let id = LayerId::from_random(random()?);
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
         let (layers, below) = (open_all(&paths(merged))?, open_all(&below)?);
@@ -307,28 +405,31 @@ impl Engine {
             tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Link, &mut |_| {})?;
         let origin = LayerOrigin::Merged { of: merged.to_vec() };
         let (bytes, entries) = (measure.bytes, measure.entries);
-        layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at: self.now(), origin, bytes, entries })?;
+        let created_at = self.now();
+        layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at, origin, bytes, entries })?;
         perennial_runtime::mount::syncfs(&staging)?;
-        layer::adopt_tree(&self.root, &id, &staging)?;
-        let record = LayerRecord {
-            id: id.clone(),
-            kind: LayerKind::Delta,
-            diff_id: None,
-            bytes,
-            entries,
-            created_at: self.now(),
-            form: Form::Dir,
-        };
+        layer::adopt_tree(&self.root, id, &staging)?;
+        let kind = LayerKind::Delta;
+        Ok(LayerRecord { id: id.clone(), kind, diff_id: None, bytes, entries, created_at, form: Form::Dir })
+    }
+
+    fn commit_merge(
+        &self,
+        doc: &mut Doc<Container>,
+        current: &Generation,
+        rest: &[LayerId],
+        record: LayerRecord,
+    ) -> Result<()> {
         let _graph = self.root.lock_graph()?;
-        let mut layers = vec![id.clone()];
+        let mut layers = vec![record.id.clone()];
         layers.extend_from_slice(rest);
         if let Some(generation) = doc.value.queue.as_mut().and_then(|queue| queue.get_mut(current.seq)) {
             generation.layers = layers;
         }
-        let transaction = Transaction::new().put(keys::layer(&id), format::encode(Format::Layer, &record));
-        let transaction = self.put_container(transaction, &mut doc, None);
+        let transaction = Transaction::new().put(keys::layer(&record.id), format::encode(Format::Layer, &record));
+        let transaction = self.put_container(transaction, doc, None);
         self.records.commit(&transaction)?;
-        Ok(true)
+        Ok(())
     }
 
     /// Evicts one generation where the container is over its byte bound; folding then frees what only it needed.

@@ -5,20 +5,19 @@
 
 use super::Engine;
 use super::exit::cgroup_of;
-use super::records::Doc;
 use super::start::{PreparedRun, StartRequest};
 use crate::clock::{self, Stopwatch};
 use crate::failure::{Code, Failure, Result};
-use perennial_core::container::{ConditionKind, Container, Event};
+use perennial_core::container::{ConditionKind, Container, Event, Phase};
 use perennial_core::generations::health::{RunFacts, judge};
-use perennial_core::id::{RunId, Seq};
+use perennial_core::id::{ContainerId, RunId, Seq};
 use perennial_core::process::{ExecSettings, Process, resolve_exec};
 use perennial_core::spec::HealthCheck;
 use perennial_core::time::Time;
 use perennial_runtime::logs::LogConfig;
 use perennial_runtime::oci::StartFailure;
 use perennial_runtime::supervise::{HealthPlan, Session, SessionConfig, SessionEvent};
-use perennial_store::root::Wait;
+use perennial_store::root::Lock;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -100,16 +99,28 @@ fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd
         was_out_of_memory: status.oom,
         last_check_passed,
     };
-    let (doc, seq) = save_exit(engine, &prepared, &facts, report)?;
+    let mut session = Some(session);
+    let (id, seq) = save_exit(engine, &prepared, &facts, &mut |failure| {
+        // Whoever waits for the exit is told that it is not saved yet, and is not kept waiting for space or strays.
+        report(Report::Exited { code: status.code, seq: None, incomplete: Some(failure) });
+        if let Some(session) = session.take() {
+            session.finish(Ok(status.code));
+        }
+    })?;
     report(Report::Timing { stage: "committed", took: watch.elapsed() });
-    report(Report::Exited { code: status.code, seq: Some(seq), incomplete: None });
-    session.finish(Ok(status.code));
-    engine.release_run(&prepared.run, prepared.spec.runtime.as_deref())?;
+    if let Some(session) = session.take() {
+        report(Report::Exited { code: status.code, seq: Some(seq), incomplete: None });
+        session.finish(Ok(status.code));
+    }
+    let released = engine.release_run(&prepared.run.id, prepared.spec.runtime.as_deref());
     for lock in prepared.locks.drain(..1.min(prepared.locks.len())) {
-        lock.remove_file();
+        if released.is_ok() {
+            lock.remove_file();
+        }
     }
     prepared.locks.clear();
-    engine.settle(&doc.value.id)
+    // What could not be released is found by its directory and released by a later command.
+    engine.settle(&id).and(released)
 }
 
 /// Mounts, writes the bundle and starts the process.
@@ -123,13 +134,22 @@ fn start(
     let watch = Stopwatch::start();
     engine.mount_run(prepared)?;
     report(Report::Timing { stage: "mounted", took: watch.elapsed() });
-    engine.write_bundle(prepared, &request.command)?;
+    let process = engine.resolve_process(prepared, &request.command)?;
+    let mut session = Session::open(session_config(engine, prepared, &process, client)?)?;
+    // The client says first how large its terminal is, so that the process never sees one of size nothing.
+    let console_size = session.console_size();
+    engine.write_bundle(prepared, &process, console_size)?;
     let runtime = engine.runtime(prepared.spec.runtime.as_deref())?;
-    let mut session = Session::open(session_config(engine, prepared, client)?)?;
     let id = prepared.run.id.clone();
-    let cgroup = cgroup_of(&prepared.run);
+    let cgroup = cgroup_of(&prepared.run.id);
     let watch = Stopwatch::start();
-    let started = match session.start(&runtime, id.as_str(), &prepared.bundle, &cgroup) {
+    // The runtime holds the run's lock as long as it works: should this process be killed meanwhile, nobody takes the
+    // run for lost before the runtime has ended, too.
+    let run_lock = prepared.locks.first();
+    run_lock.map(Lock::share_with_children).transpose()?;
+    let started = session.start(&runtime, id.as_str(), &prepared.bundle, &cgroup);
+    run_lock.map(Lock::keep_from_children).transpose()?;
+    let started = match started {
         Ok(started) => started,
         Err(failure) => {
             let converted = start_failure(&failure);
@@ -141,7 +161,9 @@ fn start(
     let at = engine.now();
     let event = Event::Started { run: id.clone(), pid: started.pid, at };
     prepared.doc.value = prepared.doc.value.clone().step(event)?;
-    engine.save(&mut prepared.doc, None)?;
+    // The process runs and may have changed something: from here on only an exit ends it. One whose start could not be
+    // recorded shows as starting until then.
+    engine.save_even_if_full(&mut prepared.doc).ok();
     report(Report::Started { run: &id, pid: started.pid });
     Ok(session)
 }
@@ -155,10 +177,12 @@ fn start_failure(failure: &StartFailure) -> Failure {
     Failure::new(code, failure).hint("nothing has changed: the generations are as they were")
 }
 
-fn session_config(engine: &Engine, prepared: &PreparedRun, client: Option<OwnedFd>) -> Result<SessionConfig> {
-    let Some(process) = &prepared.process else {
-        return Err(Failure::new(Code::Failed, "the run has no process"));
-    };
+fn session_config(
+    engine: &Engine,
+    prepared: &PreparedRun,
+    process: &Process,
+    client: Option<OwnedFd>,
+) -> Result<SessionConfig> {
     let logs = engine.log_dir(&prepared.doc.value.id);
     std::fs::create_dir_all(&logs)?;
     let health = prepared.spec.health.clone().map(|check| health_plan(check, process)).transpose()?;
@@ -187,6 +211,7 @@ fn health_plan(check: HealthCheck, base: &Process) -> Result<HealthPlan> {
 /// Records what health checks say; a record that cannot be written now will be with the next change.
 fn on_event(engine: &Engine, container: &Container, event: &SessionEvent, last_check_passed: &mut Option<bool>) {
     let change = |change: &dyn Fn(&mut Container)| {
+        let Ok(_lock) = engine.lock_container_politely(&container.id) else { return };
         let Ok(mut doc) = engine.container(&container.id) else { return };
         change(&mut doc.value);
         engine.save(&mut doc, None).ok();
@@ -206,47 +231,49 @@ fn on_event(engine: &Engine, container: &Container, event: &SessionEvent, last_c
     }
 }
 
-/// Commits the exit, trying until it succeeds: the run's directory is the only copy of what it changed.
+/// Commits the exit, trying until it succeeds: the run's directory is the only copy of what it changed. `on_failure` is
+/// called once, with the first failure.
 fn save_exit(
     engine: &Engine,
     prepared: &PreparedRun,
     facts: &RunFacts,
-    report: Reporter<'_>,
-) -> Result<(Doc<Container>, Seq)> {
+    on_failure: &mut dyn FnMut(&Failure),
+) -> Result<(ContainerId, Seq)> {
     let id = prepared.doc.value.id.clone();
     let mut pause = RETRY_FIRST;
     let mut is_reported = false;
     loop {
-        let lock = engine.root.lock_container(&id, Wait::Forever)?;
-        let mut doc = engine.container(&id)?;
-        let exit = judge(facts, doc.value.policy.good_after_s);
-        let saved = end_and_finish(engine, &mut doc, prepared, exit);
-        drop(lock);
-        match saved {
-            Ok(seq) => return Ok((doc, seq)),
-            Err(failure) if doc.value.phase.run().map(|run| &run.id) != Some(&prepared.run.id) => return Err(failure),
-            Err(failure) => {
-                if !is_reported {
-                    report(Report::Exited { code: facts.code, seq: None, incomplete: Some(&failure) });
-                    is_reported = true;
-                }
+        match try_save_exit(engine, &id, prepared, facts) {
+            Ok(seq) => return Ok((id, seq)),
+            Err(failure) if has_lost_its_run(engine, &id, &prepared.run.id) => return Err(failure),
+            Err(failure) if !is_reported => {
+                on_failure(&failure);
+                is_reported = true;
             }
+            Err(_) => {}
         }
         clock::wait(pause);
         pause = pause.saturating_mul(2).min(RETRY_LONGEST);
     }
 }
 
-fn end_and_finish(
-    engine: &Engine,
-    doc: &mut Doc<Container>,
-    prepared: &PreparedRun,
-    exit: perennial_core::container::Exit,
-) -> Result<Seq> {
-    if !matches!(doc.value.phase, perennial_core::container::Phase::Exiting { .. }) {
-        engine.record_end(doc, &prepared.run, exit)?;
+fn try_save_exit(engine: &Engine, id: &ContainerId, prepared: &PreparedRun, facts: &RunFacts) -> Result<Seq> {
+    let _lock = engine.lock_container_politely(id)?;
+    let mut doc = engine.container(id)?;
+    if !matches!(doc.value.phase, Phase::Exiting { .. }) {
+        let exit = judge(facts, doc.value.policy.good_after_s);
+        engine.record_end(&mut doc, &prepared.run, exit)?;
     }
-    Ok(engine.finish_exit(doc)?.seq)
+    Ok(engine.finish_exit(&mut doc)?.seq)
+}
+
+/// Whether the records are known to say that the run is not the container's any more, so that there is nothing left
+/// that could be saved. That they cannot be read does not say so.
+fn has_lost_its_run(engine: &Engine, id: &ContainerId, run: &RunId) -> bool {
+    match engine.container(id) {
+        Ok(doc) => doc.value.phase.run().map(|present| &present.id) != Some(run),
+        Err(failure) => failure.code == Code::NotFound,
+    }
 }
 
 impl Engine {

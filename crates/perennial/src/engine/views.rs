@@ -21,7 +21,6 @@ use perennial_store::tree;
 use perennial_store::tree::diff::{Change, Side};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::UnmountFlags;
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -88,7 +87,7 @@ impl Engine {
             // A fold may have ended while we waited for it, or the generation may have been evicted.
             let doc = self.container_named(name)?;
             if self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.layers == before.layers {
-                self.settle_interrupted_fold(&before.layers, &image.layers)?;
+                self.finish_interrupted_folds(&before.layers, &image.layers)?;
                 return Ok(Held { layers: before.layers, image, _locks: locks });
             }
         }
@@ -165,8 +164,9 @@ impl Engine {
         // Under this lock nobody frees layers, drops stale views, or takes the same directory.
         let _graph = self.root.lock_graph()?;
         if self.chosen(&self.container_named(name)?.value, Some(&Selector::Seq(seq)))?.layers != held.layers {
-            return Err(Failure::new(Code::Conflict, format!("the layers of {name}@{seq} have just changed"))
-                .hint("try again"));
+            return Err(
+                Failure::new(Code::Conflict, format!("the layers of {name}@{seq} have just changed")).hint("try again")
+            );
         }
         for (key, view) in self.views()? {
             if view.value.target == target {
@@ -269,14 +269,6 @@ impl Engine {
             self.records.commit(&transaction)?;
         }
         Ok(stale.into_iter().map(|(_, view)| view.target).collect())
-    }
-
-    /// Returns the layers that views show.
-    ///
-    /// # Errors
-    /// Where the records cannot be read.
-    pub fn viewed_layers(&self) -> Result<BTreeSet<LayerId>> {
-        Ok(self.views()?.into_iter().flat_map(|(_, view)| view.value.layers).collect())
     }
 }
 
