@@ -278,7 +278,8 @@ struct Marks<'a> {
 
 impl Marks<'_> {
     /// Returns the arguments of a process that is ours: the root is among them, or it lives in a mount namespace
-    /// with a mount made of the root's directories. A process that ends between two looks is not.
+    /// whose `/` is made of the root's directories. A process that ends between two looks is not; neither is one that is
+    /// just entering a container of somebody else, and still has all the mounts of the host.
     fn in_process(&self, pid: i32) -> Option<String> {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         if u32::try_from(pid) == Ok(std::process::id()) {
@@ -287,7 +288,9 @@ impl Marks<'_> {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
         let apart = namespace(&pid.to_string())? != namespace("self")?;
         let mounts = if apart { fs::read(format!("/proc/{pid}/mountinfo")).ok()? } else { Vec::new() };
-        let ours = self.in_bytes(&arguments) || self.in_bytes(&mounts);
+        let is_slash = |line: &&[u8]| line.split(|&byte| byte == b' ').nth(4) == Some(b"/");
+        let ours = self.in_bytes(&arguments)
+            || mounts.split(|&byte| byte == b'\n').filter(is_slash).any(|line| self.in_bytes(line));
         ours.then(|| String::from_utf8_lossy(&arguments).replace('\0', " "))
     }
 

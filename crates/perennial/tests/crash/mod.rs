@@ -132,7 +132,7 @@ impl World {
             for (name, phase) in self.phases()? {
                 if !matches!(phase.as_str(), "Created" | "Dormant") {
                     // One that is just starting or ending refuses; the next look shows what became of it.
-                    self.perennial.run(&["stop", &name, "--time", "0"])?;
+                    self.perennial.run(&["stop", &name, "--time", "5"])?;
                 }
             }
             self.ok(&["gc"])?;
