@@ -6,6 +6,8 @@
 //! - [`cli`]: a driver of the command under test, and the search for what it left behind.
 //! - [`kill`]: kills a command at every one of its system calls, or fails each of them once.
 //! - [`traps`]: everything that packers and overlays are known to get wrong, in stages, for the program `trap-actor`.
+//! - [`model`]: random scripts of file system operations, for containers and plain directories alike.
+//! - [`overlay`]: layers stacked by the kernel alone, for comparison.
 //! - [`actor`]: that program, built, and images with it.
 //! - [`bytes`], [`copy`], [`host`]: what the others share.
 //!
@@ -20,5 +22,7 @@ pub mod host;
 pub mod image;
 pub mod kill;
 pub mod loopfs;
+pub mod model;
+pub mod overlay;
 pub mod traps;
 pub mod tree;

@@ -2,85 +2,16 @@
 //! mounted again: what is lost later is not the kernel's doing.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests act like the tests")]
 
-use perennial_testkit::bytes::Bytes;
-use perennial_testkit::host::{run, wait_until};
+use perennial_testkit::actor;
+use perennial_testkit::host::run;
 use perennial_testkit::loopfs::{FsKind, LoopFs};
+use perennial_testkit::overlay::Stack;
 use perennial_testkit::traps::{self, CASES, Outcome, Performed, STAGES};
-use perennial_testkit::tree::{OverlayXattrs, TreeListing, diff, ensure_equal};
-use perennial_testkit::{actor, copy};
-use rustix::fd::AsFd as _;
-use rustix::fs::IFlags;
+use perennial_testkit::tree::{TreeListing, diff, ensure_equal};
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
-
-/// A stack of layers, grown by one upper directory for each stage.
-struct Stack {
-    dir: PathBuf,
-    uppers: u32,
-}
-
-impl Stack {
-    fn new(dir: PathBuf) -> Self {
-        for name in ["lower", "merged"] {
-            fs::create_dir_all(dir.join(name)).unwrap();
-        }
-        Self { dir, uppers: 0 }
-    }
-
-    /// Mounts all layers, with a fresh upper directory that has the attributes of the topmost one's root.
-    fn mount(&mut self) -> PathBuf {
-        let below: Vec<String> =
-            (1..=self.uppers).rev().map(|n| format!("upper-{n}")).chain(["lower".into()]).collect();
-        self.uppers += 1;
-        let upper = self.dir.join(format!("upper-{}", self.uppers));
-        fs::create_dir(&upper).unwrap();
-        copy::attributes(&self.dir.join(below.first().unwrap()), &upper).unwrap();
-        for own in ["origin", "uuid", "impure"] {
-            rustix::fs::removexattr(&upper, format!("trusted.overlay.{own}")).ok();
-        }
-        fs::create_dir(self.dir.join(format!("work-{}", self.uppers))).unwrap();
-        let options = format!(
-            "lowerdir={},upperdir=upper-{n},workdir=work-{n},metacopy=off,redirect_dir=off,index=off,nfs_export=off",
-            below.join(":"),
-            n = self.uppers
-        );
-        run(Command::new("mount").args(["-t", "overlay", "none", "merged", "-o", &options]).current_dir(&self.dir))
-            .unwrap();
-        self.dir.join("merged")
-    }
-
-    /// Unmounts, and makes the upper directory fit to be a lower one: overlayfs heeds `protattr` of an upper
-    /// directory only, and of lower ones the real inode flags.
-    fn unmount(&self) {
-        // A program that another test is just starting holds every open file for a moment.
-        wait_until("unmount", Duration::from_secs(5), || {
-            Ok(Command::new("umount").arg(self.dir.join("merged")).output()?.status.success())
-        })
-        .unwrap();
-        let upper = self.dir.join(format!("upper-{}", self.uppers));
-        let listing = TreeListing::with(fs::File::open(&upper).unwrap().as_fd(), OverlayXattrs::All).unwrap().entries;
-        for (path, entry) in listing {
-            let Some(protected) = entry.xattrs.get(&Bytes::from("trusted.overlay.protattr")) else { continue };
-            let file = fs::File::open(upper.join(OsStr::from_bytes(&path))).unwrap();
-            let mut flags = rustix::fs::ioctl_getflags(&file).unwrap();
-            flags.set(IFlags::IMMUTABLE, protected.contains(&b'i'));
-            flags.set(IFlags::APPEND, protected.contains(&b'a'));
-            rustix::fs::ioctl_setflags(&file, flags).unwrap();
-        }
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg(self.dir.join("merged")).output());
-        drop(Command::new("chattr").args(["-R", "-f", "-i", "-a"]).arg(&self.dir).output());
-    }
-}
 
 fn impossible(performed: &[Performed]) -> BTreeSet<&str> {
     let refused = performed.iter().filter(|one| one.outcome != Outcome::Done);
@@ -89,18 +20,18 @@ fn impossible(performed: &[Performed]) -> BTreeSet<&str> {
 
 /// Performs all stages over overlay mounts, and compares each before and after mounting again.
 fn run_stages(dir: PathBuf, expected: &[&str]) -> Vec<TreeListing> {
-    let mut stack = Stack::new(dir);
-    let mut performed = traps::build_lower(&stack.dir.join("lower")).unwrap();
+    let mut stack = Stack::new(dir).unwrap();
+    let mut performed = traps::build_lower(&stack.lower()).unwrap();
     let mut listings = Vec::new();
     for stage in 1..=STAGES {
-        let merged = stack.mount();
+        let merged = stack.mount().unwrap();
         performed.extend(traps::mutate(&merged, stage).unwrap());
         assert_eq!(traps::stage_done(&merged), Some(stage));
         let before = TreeListing::of(&merged).unwrap();
-        stack.unmount();
-        let merged = stack.mount();
+        stack.unmount().unwrap();
+        let merged = stack.mount().unwrap();
         let after = TreeListing::of(&merged).unwrap();
-        stack.unmount();
+        stack.unmount().unwrap();
         ensure_equal(&before, &after).unwrap_or_else(|error| panic!("stage {stage}: {error}"));
         listings.push(before);
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! trap-actor cases                     names the cases and what they need, as JSON
 //! trap-actor stage N [ROOT] [--hold]   performs a stage of every trap case below ROOT (else /), reports as JSON
+//! trap-actor script JSON [ROOT]        applies a stage of a random script below ROOT (else /model), reports as JSON
 //! trap-actor listing [DIR]             prints a complete listing of DIR (else /), as JSON
 //! trap-actor churn FILE                lets FILE grow and shrink until it is killed
 //! trap-actor hold                      does nothing until it is killed
@@ -12,6 +13,7 @@
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use perennial_testkit::host::pause;
+use perennial_testkit::model::{self, Stage};
 use perennial_testkit::traps::{self, CASES};
 use perennial_testkit::tree::TreeListing;
 use serde::Serialize;
@@ -29,9 +31,13 @@ fn main() -> Result<()> {
         }),
         ["stage", stage, rest @ ..] => {
             let stage = stage.parse().with_context(|| format!("stage {stage}"))?;
-            traps::mutate(root(rest)?, stage)?.iter().try_for_each(print)
+            traps::mutate(root(rest, "/")?, stage)?.iter().try_for_each(print)
         }
-        ["listing", rest @ ..] => print(&TreeListing::of(root(rest)?)?),
+        ["script", json, rest @ ..] => {
+            let stage: Stage = serde_json::from_str(json).context("script")?;
+            print(&model::apply(root(rest, "/model")?, &stage)?)
+        }
+        ["listing", rest @ ..] => print(&TreeListing::of(root(rest, "/")?)?),
         ["churn", file] => churn(file.as_ref()),
         ["hold"] => hold(),
         _ => bail!("unknown command {words:?}; see the head of trap-actor.rs"),
@@ -39,9 +45,9 @@ fn main() -> Result<()> {
     if words.len() < args.len() { hold() } else { Ok(()) }
 }
 
-fn root<'a>(words: &[&'a str]) -> Result<&'a Path> {
+fn root<'a>(words: &[&'a str], default: &'static str) -> Result<&'a Path> {
     match words {
-        [] => Ok(Path::new("/")),
+        [] => Ok(Path::new(default)),
         [root] => Ok(Path::new(*root)),
         _ => Err(anyhow!("more than one root: {words:?}")),
     }
