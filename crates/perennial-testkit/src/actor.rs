@@ -18,16 +18,16 @@ pub fn trap_actor() -> Result<PathBuf> {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let output = run(Command::new(cargo).args([
-        "build",
-        "--quiet",
-        "--bin",
-        "trap-actor",
-        "--message-format",
-        "json",
-        "--manifest-path",
-        manifest,
-    ]))?;
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--bin", "trap-actor", "--message-format", "json", "--manifest-path", manifest]);
+    // Some build scripts are run again when these change, and cargo sets them for tests but not for itself: then each
+    // test run would build half of all crates twice.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            command.env_remove(name);
+        }
+    }
+    let output = run(&mut command)?;
     let text = String::from_utf8(output.stdout)?;
     let program = text.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;

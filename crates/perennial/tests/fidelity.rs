@@ -12,8 +12,8 @@ use perennial_testkit::actor::{self, ACTOR};
 use perennial_testkit::image;
 use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::traps::{self, CASES, Outcome, Performed, STAGES};
-use perennial_testkit::tree::{Difference, Field, Kind, TreeListing, diff, ensure_equal, ensure_equal_but};
-use stage::{IDLE, MODES, Stage, texts, write};
+use perennial_testkit::tree::{TreeListing, ensure_equal};
+use stage::{MODES, Stage, texts, write};
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Deref;
@@ -171,4 +171,76 @@ fn nothing_differs_after_start_unpack_fork_and_rollback_on_xfs() -> Result<()> {
 #[test]
 fn nothing_differs_after_start_unpack_fork_and_rollback_on_btrfs() -> Result<()> {
     every_way_back(FsKind::Btrfs)
+}
+
+/// Eviction folds layers: two at each exit, and all of them at once.
+#[test]
+fn nothing_differs_after_eviction_has_folded_layers() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    for (name, keep) in [("one", 1), ("two", 2), ("all", 100)] {
+        traps.create(name, keep)?;
+        let left = traps.live(name, "mount")?;
+        let last = left.last().context("no stages")?;
+        ensure!(traps.depth(name)? == keep.min(left.len()), "{name} has not been folded as far as expected");
+        // An unchanged run evicts one more generation, and with it the next layer.
+        traps.ok(&["set", name, "--keep", "1"])?;
+        traps.returns(name, "unpack", last)?;
+        ensure!(traps.depth(name)? == 1, "{name} still has {} layers", traps.depth(name)?);
+        for mode in MODES {
+            traps.returns(name, mode, last)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs of the container whose stack gets so deep that its layers are merged.
+const RUNS: u32 = 20;
+
+/// Layers that generations still need one by one are merged by links when there are too many of them.
+#[test]
+fn nothing_differs_after_a_deep_stack_has_been_merged() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    traps.create("web", 100)?;
+    let mut left = vec![traps.source.clone()];
+    for run in 1..=RUNS {
+        let found = traps.start("web", "mount")?;
+        ensure_equal(left.last().context("no tree")?, &found).with_context(|| format!("before run {run}"))?;
+        left.push(match run {
+            1 | 7 | 13 => traps.perform("web", run / 6 + 1)?,
+            _ => {
+                traps.inside("web", &format!("echo {run} >>/root/log; rm -f /root/{}; echo >/root/{run}", run - 1))?;
+                traps.seen_in("web")?
+            }
+        });
+        traps.stop("web")?;
+        ensure!(traps.depth("web")? <= DEPTH_MAX, "the stack has {} layers", traps.depth("web")?);
+    }
+    let current = RUNS as usize;
+    ensure!(traps.depth("web")? < current, "nothing has been merged");
+    for mode in MODES {
+        traps.returns("web", mode, &left[current])?;
+    }
+    for seq in [1, 8, 13, 16, 17] {
+        traps.ok(&["rollback", "web", "--to", &seq.to_string()])?;
+        traps.returns("web", MODES[seq % MODES.len()], &left[seq])?;
+    }
+    // Evicting all but one folds into the merged layer.
+    traps.ok(&["rollback", "web", "--to", &RUNS.to_string()])?;
+    traps.ok(&["set", "web", "--keep", "1"])?;
+    for mode in MODES {
+        traps.returns("web", mode, &left[current])?;
+    }
+    Ok(())
+}
+
+/// Runs that start by copying leave a generation that is as good as any.
+#[test]
+fn nothing_differs_where_every_run_is_unpacked() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    traps.create("web", 100)?;
+    let left = traps.live("web", "unpack")?;
+    for mode in MODES {
+        traps.returns("web", mode, left.last().context("no stages")?)?;
+    }
+    Ok(())
 }
