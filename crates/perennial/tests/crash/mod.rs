@@ -132,7 +132,7 @@ impl World {
             for (name, phase) in self.phases()? {
                 if !matches!(phase.as_str(), "Created" | "Dormant") {
                     // One that is just starting or ending refuses; the next look shows what became of it.
-                    self.perennial.run(&["stop", &name, "--time", "0"])?;
+                    self.perennial.run(&["stop", &name, "--time", "5"])?;
                 }
             }
             self.ok(&["gc"])?;
@@ -253,6 +253,23 @@ impl World {
         }
         Ok(shown)
     }
+}
+
+/// Kills the supervisors of a root, as `kill -9` would.
+pub fn kill_supervisors(world: &World) -> Result<u32> {
+    let root = world.perennial.root().to_string_lossy().into_owned();
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let text = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = text.split(|byte| *byte == 0);
+        let is_ours = words.any(|word| word == root.as_bytes()) && words.any(|word| word == b"__supervise");
+        if let Some(pid) = rustix::process::Pid::from_raw(pid).filter(|_| is_ours) {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            killed += 1;
+        }
+    }
+    Ok(killed)
 }
 
 /// Puts a directory of a layer over what is shown.
