@@ -262,7 +262,10 @@ fn a_killed_runtime_is_a_failed_start() -> Result<()> {
     let (scratch, world) = one_container()?;
     // A runtime that dies while it works, as from `kill -9` or for want of memory.
     let runtime = scratch.path();
-    perennial_testkit::host::write(&runtime, "#!/bin/sh\ncase \" $* \" in *' run '*) kill -9 $$;; esac\nexec runc \"$@\"\n")?;
+    perennial_testkit::host::write(
+        &runtime,
+        "#!/bin/sh\ncase \" $* \" in *' run '*) kill -9 $$;; esac\nexec runc \"$@\"\n",
+    )?;
     perennial_testkit::host::run(Command::new("chmod").arg("755").arg(&runtime))?;
     let path = runtime.to_string_lossy().into_owned();
     world.ok(&["create", "d", "--image", IMAGE, "--runtime", &path, "--", "/bin/sh", "-c", WAIT])?;

@@ -180,9 +180,8 @@ impl World {
         let containers = self.containers()?;
         let findings: Vec<_> = check(&self.facts(&containers, &images)?);
         // That a start failed is told as well, and breaks nothing.
-        let is_bad = |finding: &&Finding| {
-            finding.severity > Severity::Note && !finding.message.starts_with("StartFailed since")
-        };
+        let is_bad =
+            |finding: &&Finding| finding.severity > Severity::Note && !finding.message.starts_with("StartFailed since");
         let bad: Vec<_> = findings.iter().filter(is_bad).collect();
         ensure!(bad.is_empty(), "broken invariants: {bad:#?}");
         for dir in ["runs", "staging"] {
@@ -275,7 +274,8 @@ pub fn kill_supervisors(world: &World) -> Result<u32> {
 /// Puts a directory of a layer over what is shown.
 fn overlay(dir: &Path, at: &str, shown: &mut BTreeMap<String, String>) -> Result<()> {
     let mut value = [0_u8; 4];
-    let opaque = rustix::fs::lgetxattr(dir, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value.get(..n) == Some(b"y"));
+    let opaque =
+        rustix::fs::lgetxattr(dir, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value.get(..n) == Some(b"y"));
     let hide = |shown: &mut BTreeMap<String, String>, path: &str| {
         let inside = format!("{path}/");
         shown.retain(|other, _| other != path && !other.starts_with(&inside));
