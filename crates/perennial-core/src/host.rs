@@ -81,7 +81,7 @@ pub fn check_host(facts: &HostFacts, containers: &[Container]) -> Vec<Finding> {
     ];
     for (name, ability) in needed {
         if let Err(why) = ability {
-            let message = format!("{name} do not work in the root: {why}");
+            let message = format!("no {name} in the root: {why}");
             findings.push(finding(Severity::Error, "host", message, another));
         }
     }

@@ -11,7 +11,9 @@ mod signal;
 mod user;
 
 pub use capability::{Capability, ParseCapabilityError, capabilities};
-pub use quantity::{ParseQuantityError, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume};
+pub use quantity::{
+    ParseQuantityError, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
+};
 pub use signal::{ParseSignalError, Signal};
 pub use user::{GroupRef, ParseUserError, ResolvedUser, UserRef, UserSpec};
 

@@ -4,8 +4,8 @@
 use perennial_core::image::ImageConfig;
 use perennial_core::process::{
     Capability, ExecSettings, GroupRef, PATH_DEFAULT, Process, ProcessError, ProcessFacts, ResolvedUser, Signal,
-    UserRef, UserSpec, capabilities, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume, resolve,
-    resolve_exec, resolve_health, user_of,
+    UserRef, UserSpec, capabilities, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
+    resolve, resolve_exec, resolve_health, user_of,
 };
 use perennial_core::spec::{ContainerSpec, HealthCheck, Volume};
 
@@ -217,12 +217,29 @@ fn amounts_are_parsed() {
     ];
     for (text, bytes) in memory {
         assert_eq!(parse_memory_bytes(text), Ok(bytes), "{text}");
+        assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
     }
     for bad in
         ["", "m", "1.5g", "-1m", "12x", "5m", "0", "99999999999999999999", "18446744073709551615k", "b", "mib", "ib"]
     {
         assert!(parse_memory_bytes(bad).is_err(), "{bad:?}");
     }
+    for (text, bytes) in
+        [("0", 0), ("0g", 0), ("1", 1), ("512b", 512), ("4k", 4096), ("5m", 5 << 20), ("10G", 10 << 30)]
+    {
+        assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+    }
+    for bad in ["", "m", "1.5g", "-1m", "12x", "99999999999999999999", "18446744073709551615k", "b", "ib", "none"] {
+        assert!(parse_bytes(bad).is_err(), "{bad:?}");
+    }
+    assert_eq!(
+        parse_bytes("5q").map_err(|error| error.to_string()),
+        Err("number of bytes \"5q\" is not valid: use a whole number with b, k, m, g or t, such as 512m".to_owned())
+    );
+    assert_eq!(
+        parse_memory_bytes("5m").map_err(|error| error.to_string()),
+        Err("memory limit \"5m\" is not valid: at least 6m are needed to start a process".to_owned())
+    );
     for (text, milli) in [("1", 1000), ("1.5", 1500), ("0.25", 250), ("0.01", 10), ("2.125", 2125), ("16.0", 16000)] {
         assert_eq!(parse_cpus_milli(text), Ok(milli), "{text}");
     }

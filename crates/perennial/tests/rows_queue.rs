@@ -322,9 +322,8 @@ fn cost_of_a_generation_is_its_change() -> Result<()> {
         target
     }))?;
     stage.import(&rootfs, "box")?;
-    for (seq, change) in ["head -c 1000000 /dev/urandom >/root/new", "echo line >>/root/new", "rm /root/ballast"]
-        .into_iter()
-        .enumerate()
+    for (seq, change) in
+        ["head -c 1000000 /dev/urandom >/root/new", "echo line >>/root/new", "rm /root/ballast"].into_iter().enumerate()
     {
         stage.sh_ok("web", change)?;
         let bytes = stage.generation("web", u64::try_from(seq)? + 1)?["bytes"].as_u64().unwrap_or(u64::MAX);
@@ -373,8 +372,18 @@ fn every_change_is_recorded_with_who_and_from_where_to_where() -> Result<()> {
         .map(|e| format!("{} {} {}", e["action"].as_str().unwrap_or_default(), e["from"], e["to"]))
         .collect();
     let expected = [
-        "create null null", "start null null", "exit null 1", "start 1 null", "exit 1 2", "pin null 1", "mark null 1",
-        "set null null", "rollback 2 1", "undo-rollback 1 2", "start 2 null", "start-failed 2 null",
+        "create null null",
+        "start null null",
+        "exit null 1",
+        "start 1 null",
+        "exit 1 2",
+        "pin null 1",
+        "mark null 1",
+        "set null null",
+        "rollback 2 1",
+        "undo-rollback 1 2",
+        "start 2 null",
+        "start-failed 2 null",
     ];
     assert_eq!(told, expected);
     for (number, event) in events.iter().enumerate() {

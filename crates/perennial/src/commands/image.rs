@@ -41,8 +41,11 @@ fn show_brought(context: &Context, name: &str, image: &Image) {
     match context.style {
         Style::Json => output::json(&image_json(image, &[name.to_owned()])),
         Style::Text => {
-            let layers = image.layers.len();
-            output::line(format!("{name} is {} ({layers} layers, {})", image.digest, table::bytes(image.bytes)));
+            let layers = match image.layers.len() {
+                1 => "1 layer".to_owned(),
+                count => format!("{count} layers"),
+            };
+            output::line(format!("{name} is {} ({layers}, {})", image.digest, table::bytes(image.bytes)));
         }
     }
 }

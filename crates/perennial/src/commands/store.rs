@@ -38,8 +38,8 @@ fn show(context: &Context, plan: &CollectPlan, is_done: bool) {
     }
     let verb = |done: &'static str, planned: &'static str| if is_done { done } else { planned };
     for lost in &plan.recover {
-        let what = verb("ended", "would end");
-        output::line(format!("{what} run {} of {} and saved what it changed", lost.run, lost.container));
+        let what = verb("ended and saved", "would end and save");
+        output::line(format!("{what} run {} of {}, whose supervisor is gone", lost.run, lost.container));
     }
     for target in &plan.views {
         output::line(format!("{} the view on {target}, which is not mounted any more", verb("forgot", "would forget")));
@@ -102,11 +102,8 @@ fn as_json(context: &Context, disk: &DiskUse) -> Result<Value> {
             })
         })
         .collect();
-    let runs: Vec<Value> = disk
-        .runs
-        .iter()
-        .map(|(name, run, bytes)| json!({"container": name, "run": run, "bytes": bytes}))
-        .collect();
+    let runs: Vec<Value> =
+        disk.runs.iter().map(|(name, run, bytes)| json!({"container": name, "run": run, "bytes": bytes})).collect();
     Ok(json!({
         "images": images,
         "containers": containers,

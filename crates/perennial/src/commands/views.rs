@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 /// What a generation is compared with.
 enum Other {
-    Generation(Generation),
+    Generation(Box<Generation>),
     Image,
 }
 
@@ -90,7 +90,7 @@ fn other(context: &Context, container: &Container, to: &Generation, typed: Optio
             Selector::Seq(parent)
         }
     };
-    Ok(Other::Generation(context.engine.chosen(container, Some(&seq))?.clone()))
+    Ok(Other::Generation(Box::new(context.engine.chosen(container, Some(&seq))?.clone())))
 }
 
 fn change_line(change: &Change) -> String {
@@ -178,7 +178,7 @@ pub fn cp(context: &Context, args: &CpArgs) -> Result<()> {
             "entries": copied.measure.entries, "bytes": copied.measure.bytes,
         })),
         Style::Text => {
-            output::line(format!("{}@{seq}:{path} is copied to {}", container.name, copied.target.display()))
+            output::line(format!("{}@{seq}:{path} is copied to {}", container.name, copied.target.display()));
         }
     }
     Ok(())

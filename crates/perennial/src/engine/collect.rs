@@ -188,7 +188,8 @@ pub fn entries(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn names_in(directory: &Path) -> std::io::Result<Vec<String>> {
-    let names = entries(directory)?.into_iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let names =
+        entries(directory)?.into_iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let mut names: Vec<String> = names.collect();
     names.sort();
     Ok(names)

@@ -2,8 +2,8 @@
 //! that it removes.
 
 use super::collect::named;
-use super::recover::has_content;
 use super::records::View;
+use super::recover::has_content;
 use super::{Engine, random};
 use crate::failure::Result;
 use perennial_core::check::{Finding, Severity, StoreFacts, check};
@@ -197,7 +197,8 @@ impl Engine {
         let trial = format!("probe-{}", RunId::from_random(random()?));
         let directory = probe::directory(&self.root.staging_dir(), &trial)?;
         let mut runtimes = vec![(super::exit::RUNTIME_DEFAULT.to_owned(), host.runtime.clone().map(drop))];
-        let named: BTreeSet<&String> = containers.iter().filter_map(|container| container.spec.runtime.as_ref()).collect();
+        let named: BTreeSet<&String> =
+            containers.iter().filter_map(|container| container.spec.runtime.as_ref()).collect();
         for name in named {
             let works = self.runtime(Some(name)).and_then(|runtime| runtime.version());
             runtimes.push((name.clone(), works.map(drop).map_err(|error| error.to_string())));

@@ -29,8 +29,8 @@ impl Engine {
     /// # Errors
     /// Where the records or the file system cannot be read.
     pub fn disk_use(&self) -> Result<DiskUse> {
-        let mut facts = UsageFacts::default();
-        facts.layers = self.layers()?.into_iter().map(|doc| (doc.value.id, doc.value.bytes)).collect();
+        let layers = self.layers()?.into_iter().map(|doc| (doc.value.id, doc.value.bytes)).collect();
+        let mut facts = UsageFacts { layers, ..UsageFacts::default() };
         let images = self.images()?.into_iter();
         facts.images = images.map(|doc| (doc.value.digest, doc.value.layers.into_iter().collect())).collect();
         let mut runs = Vec::new();

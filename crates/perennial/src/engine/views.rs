@@ -21,7 +21,6 @@ use perennial_store::tree;
 use perennial_store::tree::diff::{Change, Side};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::UnmountFlags;
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -270,14 +269,6 @@ impl Engine {
             self.records.commit(&transaction)?;
         }
         Ok(stale.into_iter().map(|(_, view)| view.target).collect())
-    }
-
-    /// Returns the layers that views show.
-    ///
-    /// # Errors
-    /// Where the records cannot be read.
-    pub fn viewed_layers(&self) -> Result<BTreeSet<LayerId>> {
-        Ok(self.views()?.into_iter().flat_map(|(_, view)| view.value.layers).collect())
     }
 }
 
