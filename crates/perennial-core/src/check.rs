@@ -21,6 +21,8 @@ pub struct StoreFacts {
     pub layer_trees: BTreeSet<LayerId>,
     /// Layers that images name.
     pub image_layers: BTreeSet<LayerId>,
+    /// Layers that mounted views name.
+    pub view_layers: BTreeSet<LayerId>,
     /// Run directories.
     pub run_dirs: BTreeSet<RunId>,
     /// Unions mounted under the root, by run.
@@ -68,7 +70,7 @@ pub fn check(facts: &StoreFacts) -> Vec<Finding> {
         findings.push(Finding::new(Severity::Error, object, message, "import the same image again"));
     }
     let mut live_runs = BTreeSet::new();
-    let mut named = facts.image_layers.clone();
+    let mut named: BTreeSet<LayerId> = facts.image_layers.union(&facts.view_layers).cloned().collect();
     for container in &facts.containers {
         check_queue(container, &mut findings);
         check_references(container, facts, &mut findings);

@@ -11,19 +11,24 @@
 //! - [`tree`]: how entries of stacked layers combine (whiteouts, opaque directories).
 //! - [`event`]: the log of who did what.
 //! - [`format`]: the bytes of records that outlive a process.
-//! - [`check`]: invariants over all of the above.
+//! - [`check`]: invariants over all of the above; [`host`]: what the machine lacks.
+//! - [`collect`]: what nothing needs any more; [`usage`]: what takes space; [`rebase`]: where two changes meet.
 #![no_std]
 extern crate alloc;
 
 pub mod check;
+pub mod collect;
 pub mod container;
 pub mod event;
 pub mod format;
 pub mod generations;
+pub mod host;
 pub mod id;
 pub mod image;
 pub mod layers;
 pub mod process;
+pub mod rebase;
 pub mod spec;
 pub mod time;
 pub mod tree;
+pub mod usage;

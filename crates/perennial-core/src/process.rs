@@ -11,12 +11,14 @@ mod signal;
 mod user;
 
 pub use capability::{Capability, ParseCapabilityError, capabilities};
-pub use quantity::{ParseQuantityError, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume};
+pub use quantity::{
+    ParseQuantityError, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
+};
 pub use signal::{ParseSignalError, Signal};
 pub use user::{GroupRef, ParseUserError, ResolvedUser, UserRef, UserSpec};
 
 use crate::image::ImageConfig;
-use crate::spec::{ContainerSpec, STOP_TIMEOUT_S_DEFAULT};
+use crate::spec::{ContainerSpec, HealthCheck, STOP_TIMEOUT_S_DEFAULT};
 use alloc::borrow::ToOwned as _;
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -191,6 +193,19 @@ pub fn resolve_exec(base: &Process, settings: &ExecSettings) -> Result<Process, 
         interactive: settings.interactive,
         ..base.clone()
     })
+}
+
+/// Returns the process of a health check: beside `base`, the container's own, without terminal and input. A command of
+/// a single element goes to the shell.
+///
+/// # Errors
+/// If the command is empty.
+pub fn resolve_health(base: &Process, check: &HealthCheck) -> Result<Process, ProcessError> {
+    let command = match check.command.as_slice() {
+        [line] => ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
+        args => args.to_vec(),
+    };
+    resolve_exec(base, &ExecSettings { command, ..ExecSettings::default() })
 }
 
 fn args_of(spec: &ContainerSpec, image: &ImageConfig, command: Option<&[String]>) -> Result<Vec<String>, ProcessError> {

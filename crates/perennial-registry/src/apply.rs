@@ -1,9 +1,9 @@
 //! Writes one layer archive into an empty directory, in the form overlayfs keeps an upper directory:
 //! `.wh.NAME` becomes a character device 0:0, `.wh..wh..opq` becomes `trusted.overlay.opaque=y`.
 //!
-//! Archives are hostile until proven otherwise: [`crate::beneath`] keeps every write inside the directory, names and
+//! Archives are hostile until proven otherwise: `crate::beneath` keeps every write inside the directory, names and
 //! attributes that could steer the union mount are refused, and entries and bytes are bounded. What an archive leaves
-//! unsaid comes from the layers below ([`crate::lowers`]): the attributes of directories it does not describe, and
+//! unsaid comes from the layers below (`crate::lowers`): the attributes of directories it does not describe, and
 //! files it only links to, which are copied up as overlayfs itself would do it.
 //!
 //! Whiteouts take effect at the end, wherever in the archive they stand (image-spec, `layer.md`, "Whiteouts").

@@ -5,7 +5,7 @@ use rustix::fs::{self, SeekFrom};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 /// Size of one read: large enough that system calls do not count.
 const CHUNK_BYTES: usize = 256 * 1024;

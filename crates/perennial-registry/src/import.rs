@@ -290,10 +290,11 @@ pub(crate) struct Place<'a> {
 }
 
 fn open_archive(path: &Path, options: &ImportOptions) -> Result<ArchiveBlobs, ImportError> {
-    ArchiveBlobs::open(path, &options.scratch, options.limits.bytes_max).map_err(|error| match error {
-        TarError::Io(source) if source.kind() == io::ErrorKind::NotFound => {
-            ImportError::Read { path: path.to_path_buf(), source }
+    let path_buf = path.to_path_buf();
+    ArchiveBlobs::open(path, &options.scratch, options.limits.bytes_max).map_err(|error| {
+        if let TarError::Io(source) = error {
+            return ImportError::Read { path: path_buf, source };
         }
-        source => ImportError::Archive { path: path.to_path_buf(), source },
+        ImportError::Archive { path: path_buf, source: error }
     })
 }

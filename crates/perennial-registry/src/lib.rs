@@ -1,9 +1,9 @@
 //! OCI images: where they come from, and how they become layers of a store.
 //!
 //! - [`source`]: `oci:`, `oci-archive:`, `docker-archive:` and `rootfs:` as people write them.
-//! - [`import`]: brings an image from such a source into a store, which it knows as a [`LayerTarget`].
+//! - [`mod@import`]: brings an image from such a source into a store, which it knows as a [`LayerTarget`].
 //! - [`apply`]: writes one layer archive as a directory in overlay form; hostile archives are refused.
-//! - [`pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
+//! - [`mod@pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.

@@ -1,6 +1,6 @@
 //! Pulls an image from a registry: its documents first, then the blobs the store lacks, then the import of them.
 //!
-//! Tasks: one thread, one runtime; up to [`PARALLEL`] blobs at once, each into a file in the staging directory that is
+//! Tasks: one thread, one runtime; up to `PARALLEL` blobs at once, each into a file in the staging directory that is
 //! named by its digest. A transfer that breaks goes on where it stopped, also in a later process. A tag is resolved
 //! once: everything after it goes by digest.
 
@@ -248,7 +248,7 @@ impl Session {
             return self.manifest(&reference).await.map(|(bytes, _)| bytes);
         }
         let digest = descriptor.digest.as_str();
-        self.retried(async || {
+        let work = async || {
             let mut stream = self.client.pull_blob_stream(&self.reference, digest).await?;
             let mut bytes = Vec::new();
             while let Some(chunk) = stream.next().await {
@@ -258,8 +258,8 @@ impl Session {
                 }
             }
             Ok(bytes)
-        })
-        .await
+        };
+        self.retried(work).await.map_err(|error| error.about_blob(digest))
     }
 
     async fn download(

@@ -65,7 +65,7 @@ pub enum SourceError {
 
 impl Source {
     /// Reads a source. `exists` tells whether a path is there: it decides whether a colon belongs to the path.
-    /// A text without a form is left to [`Source::guess`].
+    /// A text without a form is left to [`Source::find`].
     ///
     /// # Errors
     /// When the text is of none of the [`FORMS`].

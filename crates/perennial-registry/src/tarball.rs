@@ -48,6 +48,9 @@ pub(crate) struct Extent {
     pub(crate) length: u64,
 }
 
+/// Extended attributes: names and values, both any bytes.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One entry, without its data.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
@@ -64,7 +67,9 @@ pub(crate) struct Member {
     /// Where the data goes; `None` for a file stored whole.
     pub(crate) extents: Option<Vec<Extent>>,
     pub(crate) device: (u32, u32),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Xattrs,
+    /// Whether it has access lists as text, which only star and GNU tar's `--acls` write, besides those in `xattrs`.
+    pub(crate) has_acl_text: bool,
 }
 
 /// Why an archive cannot be read.
@@ -266,6 +271,7 @@ impl<R: Read> Tar<R> {
             extents: None,
             device,
             xattrs: pax.xattrs().map_err(field)?,
+            has_acl_text: pax.has_acl_text(),
             name: name.clone(),
         };
         self.previous.clone_from(&name);

@@ -1,4 +1,12 @@
 //! What one layer archive becomes: hostile ones are refused and leave nothing, honest ones keep everything.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may fail by a panic, and writes files that need not survive"
+)]
 
 mod common;
 
@@ -128,7 +136,7 @@ fn archives_beyond_the_bounds_are_refused() {
     let many = (0..50).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), b"x")).end();
     let big = Tar::new().file("big", &vec![0; 1 << 20]).end();
     let mut bomb = Tar::new();
-    bomb.push(b"bomb", b'0', b"", b"", 0o644);
+    bomb.push((b"bomb", b""), b'0', b"", 0o644);
     bomb.0[124..136].copy_from_slice(b"77777777777\0");
     let sum: u32 =
         bomb.0[..512].iter().enumerate().map(|(n, b)| if (148..156).contains(&n) { 32 } else { u32::from(*b) }).sum();
@@ -245,9 +253,9 @@ fn an_opaque_root_hides_everything_below() {
 #[test]
 fn directories_a_layer_does_not_describe_keep_their_attributes() {
     let mut base = Tar::new();
-    base.push(b"./", b'5', b"", b"", 0o751);
+    base.push((b"./", b""), b'5', b"", 0o751);
     base = base.pax(&[("SCHILY.xattr.user.mark", b"a\nb"), ("mtime", b"1234567890.123456789"), ("uid", b"70000")]);
-    base.push(b"d", b'5', b"", b"", 0o2711);
+    base.push((b"d", b""), b'5', b"", 0o2711);
     let base = base.dir("d/e").file("d/e/f", b"1").end();
     let upper = Tar::new().file("d/e/g", b"2").file("new/x", b"3").file("d/.wh.nothing", b"").end();
     let mut store = Store::new();
@@ -343,5 +351,24 @@ fn attributes_of_libarchive_and_of_other_systems() {
     assert_eq!(all["user.a b"], [0, 1, 2, 255]);
     assert_eq!(all["security.capability"].len(), 20);
     assert_eq!(all.len(), 2, "{all:?}");
+    assert_eq!(imported.notes.len(), 2, "{:?}", imported.notes);
+}
+
+#[test]
+fn access_lists_are_kept_as_attributes_and_noted_as_text() {
+    let work = tempfile::tempdir().unwrap();
+    sh(
+        work.path(),
+        "mkdir src; touch src/f; setfacl -m u:1234:rw src/f; setfacl -d -m g:5:r src
+         tar --xattrs --xattrs-include='*' -cf xattrs.tar -C src .; tar --acls -cf text.tar -C src .",
+    );
+    let mut store = Store::new();
+    let imported = store.import(&format!("rootfs:{}/xattrs.tar", work.path().display())).unwrap();
+    let tree = &store.trees(&imported)[0];
+    for path in [".", "f"] {
+        assert_eq!(xattrs(&tree.join(path)), xattrs(&work.path().join("src").join(path)));
+    }
+    assert_eq!(imported.notes, Vec::<String>::new());
+    let imported = store.import(&format!("rootfs:{}/text.tar", work.path().display())).unwrap();
     assert_eq!(imported.notes.len(), 2, "{:?}", imported.notes);
 }

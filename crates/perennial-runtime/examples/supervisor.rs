@@ -7,7 +7,7 @@
 //! It writes `pid` when the process runs and `result.json` when it has ended, both into the plan's directory.
 
 use perennial_core::image::ImageConfig;
-use perennial_core::process::{ProcessFacts, resolve, user_of};
+use perennial_core::process::{ProcessFacts, resolve, resolve_health, user_of};
 use perennial_core::spec::ContainerSpec;
 use perennial_runtime::bundle::{self, BundlePlan, HostFacts, NetworkPlan};
 use perennial_runtime::cgroup::{self, Cgroup, CgroupVersion};
@@ -65,12 +65,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn open(plan: &Plan) -> Result<Session, Box<dyn Error>> {
     let process = process_of(plan)?;
-    let health = plan.spec.health.clone().map(|check| {
-        let mut process = process.clone();
-        process.args = check.command.clone();
-        process.tty = false;
-        HealthPlan { check, process }
-    });
+    let health = match &plan.spec.health {
+        Some(check) => Some(HealthPlan { check: check.clone(), process: resolve_health(&process, check)? }),
+        None => None,
+    };
     let first_client = match plan.has_first_client {
         true => Some(std::io::stdin().as_fd().try_clone_to_owned()?),
         false => None,

@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::cell::OnceCell;
 use std::io;
 use std::path::Path;
 
@@ -94,6 +95,8 @@ impl AttachError {
 #[derive(Debug)]
 pub struct Connection {
     fd: OwnedFd,
+    /// How the run ended, where that came in answer to something else.
+    ended: OnceCell<Outcome>,
 }
 
 impl Connection {
@@ -104,7 +107,7 @@ impl Connection {
     pub fn open(control_socket: &Path) -> Result<Self, AttachError> {
         let path = control_socket.display().to_string();
         let fd = connect_packets(control_socket).map_err(|source| AttachError::NoSupervisor { path, source })?;
-        Ok(Self { fd })
+        Ok(Self { fd, ended: OnceCell::new() })
     }
 
     /// Makes a connection to a supervisor that is about to be started, and the end to hand to it, for instance as its
@@ -116,7 +119,7 @@ impl Connection {
         let flags = SocketFlags::CLOEXEC;
         let (fd, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|errno| AttachError::Io { what: "making a socket", source: errno.into() })?;
-        Ok((Self { fd }, other))
+        Ok((Self { fd, ended: OnceCell::new() }, other))
     }
 
     /// Connects our standard streams with the container's until one side ends it. Signals that come in meanwhile are
@@ -128,12 +131,28 @@ impl Connection {
         pump::run(&self.fd, config)
     }
 
+    /// Asks for output, which whoever waits on this connection afterwards passes over.
+    ///
+    /// # Errors
+    /// If the supervisor has gone.
+    pub fn request_output(&self) -> Result<(), AttachError> {
+        self.send(&Request::Attach)
+    }
+
+    /// Tells the size of our terminal; told before the start, it is the container's from the beginning.
+    ///
+    /// # Errors
+    /// If the supervisor has gone.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<(), AttachError> {
+        self.send(&Request::Resize { rows, columns })
+    }
+
     /// Waits until the process of a starting container runs, then leaves it.
     ///
     /// # Errors
     /// If the supervisor has gone; the failure of a start is the inner error.
     pub fn wait_started(self) -> Result<Result<(), StartFailure>, AttachError> {
-        self.send(&Request::Attach)?;
+        self.request_output()?;
         loop {
             match self.receive()? {
                 // An exit so soon means that it did start.
@@ -194,6 +213,9 @@ impl Connection {
     /// # Errors
     /// If the kernel refuses. That the supervisor has gone is an outcome.
     pub fn wait_exit(self) -> Result<Outcome, AttachError> {
+        if let Some(outcome) = self.ended.get() {
+            return Ok(outcome.clone());
+        }
         loop {
             match self.receive() {
                 Ok(Reply::Exit(code)) => return Ok(Outcome::Exited(code)),
@@ -208,8 +230,16 @@ impl Connection {
     fn done(&self) -> Result<(), AttachError> {
         loop {
             match self.receive()? {
+                Reply::Done => return Ok(()),
                 // The run is over: what was asked for has come about, or has no object any more.
-                Reply::Done | Reply::Exit(_) | Reply::Failed { .. } => return Ok(()),
+                Reply::Exit(code) => {
+                    self.ended.get_or_init(|| Outcome::Exited(code));
+                    return Ok(());
+                }
+                Reply::Failed { code, message } => {
+                    self.ended.get_or_init(|| Outcome::Failed(StartFailure { code, message }));
+                    return Ok(());
+                }
                 Reply::Refused(message) => return Err(AttachError::Refused { message }),
                 Reply::Output(_)
                 | Reply::ErrorOutput(_)

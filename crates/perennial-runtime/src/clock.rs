@@ -1,6 +1,7 @@
 //! The only place of this crate that reads a clock or waits for time to pass.
 
 use perennial_core::time::Time;
+use rustix::thread::NanosleepRelativeResult;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use std::time::Duration;
 
@@ -20,7 +21,9 @@ pub fn wall() -> Time {
 /// Waits for `span`, or less if a signal comes in.
 pub fn pause(span: Duration) {
     // An interrupted wait is a short wait; every caller looks at its condition again.
-    let _: rustix::thread::NanosleepRelativeResult = rustix::thread::nanosleep(&timespec_of(span));
+    match rustix::thread::nanosleep(&timespec_of(span)) {
+        NanosleepRelativeResult::Ok | NanosleepRelativeResult::Interrupted(_) | NanosleepRelativeResult::Err(_) => {}
+    }
 }
 
 /// Converts a span for system calls.

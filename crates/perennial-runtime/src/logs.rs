@@ -6,7 +6,8 @@
 //! 2026-11-22T18:00:01.000000002Z stderr F  and its end
 //! ```
 //!
-//! `log` is written to; `log.1` is the newest full one. Lines are never cut apart by a rotation.
+//! `log` is written to; `log.1` is the newest full one. A rotation waits for the end of a line, as long as that
+//! does not take as much again as a file is to hold.
 
 mod reader;
 mod writer;

@@ -12,7 +12,7 @@
 //! does not know is left out only because a feature it does not have is off anyway.
 //!
 //! Layers are handed over one by one through the file-system context (`fsconfig(2)`, `lowerdir+`, Linux 6.5), so that
-//! neither their number nor the length of their paths meets the page-sized bound of `mount(2)`; [`legacy`] serves older
+//! neither their number nor the length of their paths meets the page-sized bound of `mount(2)`; [`MountApi::Legacy`] serves older
 //! kernels within that bound.
 
 mod legacy;
@@ -148,6 +148,12 @@ pub enum MountError {
     Table(#[source] std::io::Error),
 }
 
+impl MountError {
+    fn has_messages(&self) -> bool {
+        matches!(self, Self::Kernel { messages, .. } if !messages.is_empty())
+    }
+}
+
 fn detail(messages: &[String]) -> String {
     match messages {
         [] => String::new(),
@@ -162,6 +168,10 @@ fn detail(messages: &[String]) -> String {
 pub fn mount(plan: &OverlayPlan, target: &Path) -> Result<Vec<String>, MountError> {
     match mount_with(plan, target, MountApi::Context) {
         Err(error) if is_missing_api(&error) => mount_with(plan, target, MountApi::Legacy),
+        // Refused without a word: the old way may do, and if it does not, the first refusal is the one to tell.
+        Err(error @ MountError::Kernel { source: Errno::INVAL, .. }) if !error.has_messages() => {
+            mount_with(plan, target, MountApi::Legacy).map_err(|_| error)
+        }
         other => other,
     }
 }
@@ -273,7 +283,10 @@ fn is_missing_api(error: &MountError) -> bool {
     match error {
         MountError::Kernel { source: Errno::NOSYS, .. } => true,
         MountError::Kernel { messages, source: Errno::INVAL, .. } => {
-            messages.iter().any(|message| message.contains("lowerdir+") && message.contains("nknown parameter"))
+            // The second one is what kernels before 6.5 say, which check all options only at the end.
+            let is_unknown =
+                |text: &str| text.contains("nknown parameter") || text.contains("unrecognized mount option");
+            messages.iter().any(|message| message.contains("lowerdir+") && is_unknown(message))
         }
         MountError::Kernel { .. }
         | MountError::NoLayers { .. }

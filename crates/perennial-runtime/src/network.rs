@@ -23,10 +23,9 @@ const NETAVARK_PATHS: [&str; 4] = [
     "/usr/local/libexec/podman/netavark",
     "/usr/bin/netavark",
 ];
-/// Name of the network in netavark's answers and firewall comments.
-const NETWORK_NAME: &str = "perennial";
-/// Identity of the network in firewall chains; netavark uses its first digits.
-const NETWORK_ID: &str = "70657265656e6e69616c00000000000000000000000000000000000000000001";
+/// Taken by everybody who changes the machine's networks, whatever the root: netavark's changes to the firewall are not
+/// atomic.
+const LOCK: &str = "/run/perennial-network.lock";
 /// Longest name of a network interface (`IFNAMSIZ` without its NUL).
 const INTERFACE_BYTES_MAX: usize = 15;
 
@@ -175,13 +174,13 @@ impl Bridge {
     /// # Errors
     /// If any of it fails; what had been made is taken down then.
     pub fn setup(&self, id: &str, namespace: &Path) -> Result<Address, NetworkError> {
-        let _lock = self.lock()?;
+        let _lock = Self::lock()?;
         let address = self.lease(id)?;
         let made = create_namespace(namespace)
             .and_then(|()| self.netavark("setup", &self.request(id, address.address), namespace));
         if let Err(error) = made {
             // The first error is the one to tell; what is left is found and taken down by the next teardown.
-            let _: Result<(), NetworkError> = self.teardown_locked(id, namespace);
+            self.teardown_locked(id, namespace).ok();
             return Err(error);
         }
         Ok(address)
@@ -192,7 +191,7 @@ impl Bridge {
     /// # Errors
     /// If the interface, the lease or the namespace cannot be removed.
     pub fn teardown(&self, id: &str, namespace: &Path) -> Result<(), NetworkError> {
-        let _lock = self.lock()?;
+        let _lock = Self::lock()?;
         self.teardown_locked(id, namespace)
     }
 
@@ -232,11 +231,11 @@ impl Bridge {
         Ok(Address { address, gateway: self.gateway() })
     }
 
-    /// Takes the lock that every user of the bridge takes; it goes with the file.
-    fn lock(&self) -> Result<File, NetworkError> {
-        let path = self.directory.join("lock");
-        let fail = io_error("locking", &path);
-        let file = File::create(&path).map_err(&fail)?;
+    /// Takes the lock; it goes with the file.
+    fn lock() -> Result<File, NetworkError> {
+        let path = Path::new(LOCK);
+        let fail = io_error("locking", path);
+        let file = File::create(path).map_err(&fail)?;
         loop {
             match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(file),
@@ -272,14 +271,16 @@ impl Bridge {
 
     fn request(&self, id: &str, address: Ipv4Addr) -> Value {
         let subnet = format!("{}/{}", self.config.subnet, self.config.prefix_bits);
+        // netavark makes names of firewall chains from it, so that it must be unique; so must the identity.
+        let name = self.config.interface.as_str();
         json!({
             "container_id": id,
             "container_name": id,
             "port_mappings": [],
-            "networks": { NETWORK_NAME: { "static_ips": [address], "interface_name": "eth0" } },
-            "network_info": { NETWORK_NAME: {
-                "name": NETWORK_NAME,
-                "id": NETWORK_ID,
+            "networks": { name: { "static_ips": [address], "interface_name": "eth0" } },
+            "network_info": { name: {
+                "name": name,
+                "id": network_id(&self.config),
                 "driver": "bridge",
                 "network_interface": self.config.interface,
                 "subnets": [{ "subnet": subnet, "gateway": self.gateway() }],
@@ -306,7 +307,7 @@ impl Bridge {
             .map_err(&fail)?;
         if let Some(mut stdin) = child.stdin.take() {
             // Should it end without reading, its exit status says why.
-            let _: io::Result<()> = stdin.write_all(request.to_string().as_bytes());
+            stdin.write_all(request.to_string().as_bytes()).ok();
         }
         let output = child.wait_with_output().map_err(fail)?;
         if output.status.success() {
@@ -317,6 +318,15 @@ impl Bridge {
         let message = error.unwrap_or_else(|| String::from_utf8_lossy(&output.stderr).trim().to_owned());
         Err(NetworkError::Netavark { command, message })
     }
+}
+
+/// Returns the identity of the network for netavark: FNV-1a of the bridge's name and subnet.
+fn network_id(config: &BridgeConfig) -> String {
+    let text = format!("{} {}/{}", config.interface, config.subnet, config.prefix_bits);
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}{:048}", 0)
 }
 
 /// Returns where netavark is installed.

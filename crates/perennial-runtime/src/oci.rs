@@ -4,6 +4,7 @@
 //! of the runtime go to a log without a file (a memory descriptor), and tell a program that cannot be executed from a
 //! runtime that cannot do its work.
 
+use crate::attach::SavedTerminal;
 use crate::bundle::process_object;
 use crate::signals::Signals;
 use perennial_core::process::{Process, Signal};
@@ -11,6 +12,7 @@ use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, kill_process};
 use serde::Deserialize;
+use serde_json::json;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,7 +40,7 @@ pub struct OciRuntime {
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// Not installed.
-    #[error("OCI runtime {name:?} is not installed: install the package runc, or name another with --runtime")]
+    #[error("OCI runtime {name:?} is not installed")]
     Missing {
         /// The name as given.
         name: String,
@@ -179,7 +181,7 @@ impl OciRuntime {
                 own_errors = Some(errors);
             }
         }
-        let status = command.arg("--").arg(id).status();
+        let status = command.arg(id).status();
         let status = status.map_err(|error| failure_of_io(&self.program.display().to_string(), &error))?;
         // The command holds the writing ends of the container's streams.
         drop(command);
@@ -189,7 +191,7 @@ impl OciRuntime {
         let message = log.error().or_else(|| own_errors.and_then(|errors| errors.text_of_lines()));
         let message = message.unwrap_or_else(|| format!("{} ended with {status}", self.program.display()));
         // What is left of it would make the id unusable; that there is nothing left is the usual case.
-        let _: Result<(), OciError> = self.delete(id, true);
+        self.delete(id, true).ok();
         Err(StartFailure { code: classify(&message), message })
     }
 
@@ -199,7 +201,7 @@ impl OciRuntime {
     /// # Errors
     /// If it cannot be started.
     pub fn exec(&self, plan: &ExecPlan<'_>) -> Result<i32, StartFailure> {
-        let terminal = plan.process.tty.then(crate::attach::SavedTerminal::of_stdin);
+        let terminal = plan.process.tty.then(SavedTerminal::of_stdin);
         let forwarded = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
         let mut numbers = vec![signal_hook::consts::SIGCHLD];
         numbers.extend(forwarded.iter().map(|signal| i32::from(signal.number())));
@@ -229,7 +231,13 @@ impl OciRuntime {
             (Ok(log), Ok(spec)) => (log, spec),
             (Err(error), _) | (_, Err(error)) => return Err(failure_of_io("making a log", &error)),
         };
-        let object = process_object(plan.process).to_string();
+        let mut object = process_object(plan.process);
+        // The runtime itself tells the size only after the program has begun to run.
+        let size = if plan.process.tty { SavedTerminal::of_stdin().size() } else { None };
+        if let (Some((rows, columns)), Some(object)) = (size, object.as_object_mut()) {
+            object.insert("consoleSize".to_owned(), json!({ "height": rows, "width": columns }));
+        }
+        let object = object.to_string();
         spec.writer()
             .and_then(|mut file| file.write_all(object.as_bytes()))
             .map_err(|error| failure_of_io("writing the process", &error))?;
@@ -251,7 +259,7 @@ impl OciRuntime {
     /// # Errors
     /// [`OciError::NotRunning`] if it has ended.
     pub fn kill(&self, id: &str, signal: Signal) -> Result<(), OciError> {
-        match self.call("kill", &["kill", "--", id, &signal.number().to_string()]) {
+        match self.call("kill", &["kill", id, &signal.number().to_string()]) {
             Err(OciError::Failed { message, .. }) if is_not_running(&message) => {
                 Err(OciError::NotRunning { id: id.to_owned() })
             }
@@ -265,11 +273,11 @@ impl OciRuntime {
     /// If it still runs, or the runtime fails.
     pub fn delete(&self, id: &str, force: bool) -> Result<(), OciError> {
         let result = match force {
-            true => self.call("delete", &["delete", "--force", "--", id]),
-            false => self.call("delete", &["delete", "--", id]),
+            true => self.call("delete", &["delete", "--force", id]),
+            false => self.call("delete", &["delete", id]),
         };
         match result {
-            Err(OciError::Failed { message, .. }) if message.contains("does not exist") => Ok(()),
+            Err(OciError::Failed { message, .. }) if is_unknown(&message) => Ok(()),
             other => other.map(drop),
         }
     }
@@ -279,9 +287,9 @@ impl OciRuntime {
     /// # Errors
     /// If the runtime fails or answers in an unknown form.
     pub fn state(&self, id: &str) -> Result<Option<OciState>, OciError> {
-        let answer = match self.call("state", &["state", "--", id]) {
+        let answer = match self.call("state", &["state", id]) {
             Ok(answer) => answer,
-            Err(OciError::Failed { message, .. }) if message.contains("does not exist") => return Ok(None),
+            Err(OciError::Failed { message, .. }) if is_unknown(&message) => return Ok(None),
             Err(error) => return Err(error),
         };
         let fail = || OciError::Answer { program: self.program.display().to_string(), command: "state" };
@@ -374,6 +382,11 @@ fn read_pid(pid_file: &Path) -> io::Result<i32> {
     text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a process id"))
 }
 
+/// Tells whether a runtime does not know a container: runc says so, crun misses its file.
+fn is_unknown(message: &str) -> bool {
+    message.contains("does not exist") || message.contains("No such file or directory")
+}
+
 fn is_not_running(message: &str) -> bool {
     ["does not exist", "not running", "already finished", "stopped container", "no such process"]
         .iter()
@@ -389,7 +402,13 @@ pub fn classify(message: &str) -> i32 {
         has("exec: \"") || has("executable") || has("exec container process") || has("exec user process");
     match is_about_program {
         true if has("not found") || has("no such file") => EXIT_NOT_FOUND,
-        true if has("permission denied") || has("exec format error") || has("is a directory") => EXIT_NOT_EXECUTABLE,
+        true if has("permission denied")
+            || has("not permitted")
+            || has("exec format error")
+            || has("is a directory") =>
+        {
+            EXIT_NOT_EXECUTABLE
+        }
         true | false => EXIT_RUNTIME,
     }
 }
@@ -416,7 +435,7 @@ fn wait_forwarding(child: &mut Child, signals: &Signals) -> io::Result<i32> {
         for number in signals.take().into_iter().filter(|number| *number != signal_hook::consts::SIGCHLD) {
             if let (Some(pid), Some(signal)) = (pid, rustix::process::Signal::from_named_raw(number)) {
                 // It may just have ended; then the next look finds that.
-                let _: Result<(), rustix::io::Errno> = kill_process(pid, signal);
+                kill_process(pid, signal).ok();
             }
         }
     }

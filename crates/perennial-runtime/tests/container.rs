@@ -1,4 +1,5 @@
 //! What a container's process finds, and how its end is told (rows A7, A17): against a real runtime.
+#![cfg(test)]
 
 mod common;
 
@@ -163,8 +164,8 @@ fn memory_running_out_is_told() {
 
 #[test]
 fn limits_are_in_force() {
-    let mut container = shell("for i in 1 2 3 4 5 6 7 8 9; do sleep 9 & done; echo all");
-    container.spec.limits.pids = Some(5);
+    let mut container = shell("for i in $(seq 60); do sleep 9 & done; echo all");
+    container.spec.limits.pids = Some(30);
     let ran = container.run();
     assert!(ran.stderr.contains("can't fork") && !ran.stdout.contains("all"), "{ran:?}");
 
@@ -221,4 +222,21 @@ fn processes_left_by_the_command_end_with_it() {
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "up\n"));
     let cgroup = Cgroup::at(&container.cgroups_path()).unwrap();
     wait_for("an empty cgroup", || cgroup.pids().unwrap().is_empty().then_some(()));
+}
+
+#[test]
+fn a_whole_cgroup_is_killed_and_removed_and_nothing_wider_can_be_named() {
+    let mut container = shell("trap '' TERM; sleep 1000 & sleep 1000 & echo up; wait; while :; do sleep 1; done");
+    let (child, _) = container.start();
+    container.wait_for_output("up");
+    let cgroup = Cgroup::at(&container.cgroups_path()).unwrap();
+    assert!(cgroup.pids().unwrap().len() >= 3);
+    cgroup.kill_all(std::time::Duration::from_secs(10)).unwrap();
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    assert_eq!(container.wait(child).code, 137);
+    cgroup.remove().unwrap();
+    cgroup.remove().unwrap();
+    for path in ["", "/", "/perennial", "/perennial/", "/perennial/..", "//x", "/./x"] {
+        assert!(Cgroup::at(path).is_err(), "{path:?}");
+    }
 }

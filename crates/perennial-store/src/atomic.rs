@@ -2,7 +2,7 @@
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::io::Write as _;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
 /// Writes `bytes` as `directory/name`, replacing a present file at once and durably.
@@ -10,18 +10,36 @@ use std::path::Path;
 /// # Errors
 /// The I/O error of the step that failed; the present file is then as it was.
 pub fn write(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    put(directory, name, bytes, std::fs::File::sync_all)?;
+    rustix::fs::fsync(directory)?;
+    Ok(())
+}
+
+/// Writes `bytes` as `directory/name` at once, but not yet durably: the caller syncs the whole file system.
+///
+/// # Errors
+/// The I/O error of the step that failed; the present file is then as it was.
+pub fn write_unsynced(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    put(directory, name, bytes, |_| Ok(()))
+}
+
+fn put(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    sync: fn(&std::fs::File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let temporary = format!(".{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(directory, &temporary, flags, Mode::from_raw_mode(0o600))?;
     let mut file = std::fs::File::from(fd);
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let written = file.write_all(bytes).and_then(|()| sync(&file));
     if let Err(error) = written {
         // The half-written temporary is of no use; that it may be left behind does no harm.
         rustix::fs::unlinkat(directory, &temporary, AtFlags::empty()).ok();
         return Err(error);
     }
     rustix::fs::renameat(directory, &temporary, directory, name)?;
-    rustix::fs::fsync(directory)?;
     Ok(())
 }
 

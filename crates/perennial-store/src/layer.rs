@@ -84,7 +84,8 @@ impl LayerError {
     }
 }
 
-/// Makes the directory of a layer with its `layer.json`, durable, still without its tree. Repeating it is no error.
+/// Makes the directory of a layer with its `layer.json`, still without its tree. Repeating it is no error. The caller
+/// syncs the file system before [`adopt_tree`]: it has to for the tree's sake, and that makes this durable too.
 ///
 /// # Errors
 /// [`LayerError::Io`].
@@ -96,7 +97,7 @@ pub fn prepare(root: &Root, file: &LayerFile) -> Result<(), LayerError> {
         Err(error) => return Err(LayerError::io("create", &path, error)),
     }
     let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
-    atomic::write(directory.as_fd(), "layer.json", &format::encode(Format::LayerFile, file))
+    atomic::write_unsynced(directory.as_fd(), "layer.json", &format::encode(Format::LayerFile, file))
         .map_err(|error| LayerError::io("write layer.json in", &path, error))
 }
 
@@ -113,7 +114,7 @@ pub fn adopt_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), Layer
         let error = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(LayerError::io("find", tree, error));
     }
-    for directory in [Some(root.layer_dir(layer).as_path()), tree.parent(), Some(&root.path().join("layers"))] {
+    for directory in [Some(root.layer_dir(layer).as_path()), tree.parent()] {
         let Some(directory) = directory else { continue };
         atomic::sync_directory(directory).map_err(|error| LayerError::io("sync", directory, error))?;
     }

@@ -84,9 +84,26 @@ fn folded_shows_the_same_on_btrfs() {
 fn fold_that_yields_at_every_question_shows_the_same_each_time_and_ends() {
     let fs = LoopFs::ext4();
     let mut lab = trapped(&fs);
+    let many = |root: &std::path::Path| {
+        let dirs = (0..25).map(|number| format!("many/{}/{}", number / 5, number % 5));
+        dirs.map(|dir| root.join(dir)).collect::<Vec<_>>()
+    };
+    lab.session(|root| {
+        for dir in many(root) {
+            std::fs::create_dir_all(&dir).unwrap();
+            (0..20).for_each(|file| traps::write(&dir.join(file.to_string()), b"first"));
+        }
+    });
+    lab.session(|root| {
+        for dir in many(root) {
+            (0..10).for_each(|file| traps::append(&dir.join(file.to_string()), b"second"));
+            (15..20).for_each(|file| traps::remove(&dir.join(file.to_string())));
+        }
+    });
     let expected = lab.list_all();
     let (mut yields, mut gone) = (0_u32, 0_u64);
-    let before: u64 = opened(&lab.own).iter().map(|layer| tree::measure(layer.as_fd()).unwrap().entries).sum();
+    let pair = opened(&lab.own[..2]);
+    let before: u64 = pair.iter().map(|layer| tree::measure(layer.as_fd()).unwrap().entries).sum();
     loop {
         let mut questions = 0;
         let outcome = lab.fold(0, &mut || {
@@ -106,7 +123,7 @@ fn fold_that_yields_at_every_question_shows_the_same_each_time_and_ends() {
             }
         }
     }
-    assert!(yields > 5);
+    assert!(yields > 4, "{yields}");
     lab.own.remove(0);
     assert_same(&expected, &lab.list_all(), "done");
     assert_eq!(tree::measure(open(&lab.own[0]).as_fd()).unwrap().entries, before - gone);

@@ -278,8 +278,7 @@ struct Marks<'a> {
 
 impl Marks<'_> {
     /// Returns the arguments of a process that is ours: the root is among them, or it lives in a mount namespace
-    /// whose `/` is made of the root's directories. A process that ends between two looks is not; neither is one that is
-    /// just entering a container of somebody else, and still has all the mounts of the host.
+    /// with a mount made of the root's directories. A process that ends between two looks is not.
     fn in_process(&self, pid: i32) -> Option<String> {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         if u32::try_from(pid) == Ok(std::process::id()) {
@@ -288,10 +287,15 @@ impl Marks<'_> {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
         let apart = namespace(&pid.to_string())? != namespace("self")?;
         let mounts = if apart { fs::read(format!("/proc/{pid}/mountinfo")).ok()? } else { Vec::new() };
-        let is_slash = |line: &&[u8]| line.split(|&byte| byte == b' ').nth(4) == Some(b"/");
-        let ours = self.in_bytes(&arguments)
-            || mounts.split(|&byte| byte == b'\n').filter(is_slash).any(|line| self.in_bytes(line));
+        let ours = self.in_bytes(&arguments) || mounts.split(|&byte| byte == b'\n').any(|line| self.in_mount(line));
         ours.then(|| String::from_utf8_lossy(&arguments).replace('\0', " "))
+    }
+
+    /// Tells whether a mount is made of the root's directories and mounted elsewhere. One that is mounted below the root
+    /// is the host's, of which every new namespace has a copy at first, whoever makes it.
+    fn in_mount(&self, line: &[u8]) -> bool {
+        let point = line.split(|&byte| byte == b' ').nth(4).map(unescaped).unwrap_or_default();
+        !point.starts_with(&self.root) && self.in_bytes(line)
     }
 
     /// Tells whether the root is named as a whole path or as the beginning of one.

@@ -92,15 +92,19 @@ impl Default for ImageText {
     }
 }
 
-/// Writes an OCI layout of one image, tagged `latest`, into the directory `dir`; `layers` are directories, lowest
-/// first. Returns the digest of its manifest.
+/// Writes an OCI layout of one image, tagged `latest`, into the directory `dir`; `layers` are directories or tar
+/// files, lowest first. Returns the digest of its manifest.
 pub fn oci_layout(dir: &Path, layers: &[&Path], config: &ImageText, compression: Compression) -> Result<String> {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let (suffix, mut diff_ids, mut descriptors) = (compression.suffix(), Vec::new(), Vec::new());
     for layer in layers {
         let tar = dir.join("layer.tar");
-        pack(layer, &tar)?;
+        if layer.is_dir() {
+            pack(layer, &tar)?;
+        } else {
+            fs::copy(layer, &tar).with_context(|| format!("cannot copy {}", layer.display()))?;
+        }
         diff_ids.push(Value::from(format!("sha256:{}", digest(&tar)?)));
         let packed = compression.apply(&tar)?;
         let media = format!("application/vnd.oci.image.layer.v1.tar{suffix}");

@@ -5,15 +5,24 @@
 //! - [`loopfs`]: file systems of a chosen kind and size, mounted from a file.
 //! - [`cli`]: a driver of the command under test, and the search for what it left behind.
 //! - [`kill`]: kills a command at every one of its system calls, or fails each of them once.
-//! - [`bytes`], [`host`]: what the others share.
+//! - [`traps`]: everything that packers and overlays are known to get wrong, in stages, for the program `trap-actor`.
+//! - [`model`]: random scripts of file system operations, for containers and plain directories alike.
+//! - [`overlay`]: layers stacked by the kernel alone, for comparison.
+//! - [`actor`]: that program, built, and images with it.
+//! - [`bytes`], [`copy`], [`host`]: what the others share.
 //!
 //! Everything here needs root, and fails without it. Functions return errors that say what the host lacks; a
 //! fixture that could not be made is never passed over in silence.
 
+pub mod actor;
 pub mod bytes;
 pub mod cli;
+pub mod copy;
 pub mod host;
 pub mod image;
 pub mod kill;
 pub mod loopfs;
+pub mod model;
+pub mod overlay;
+pub mod traps;
 pub mod tree;

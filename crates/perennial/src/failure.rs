@@ -121,6 +121,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Finds exit code and hint for errors of the other crates, so that they need not know of either.
 fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
     use perennial_core::generations::choose::ChooseError;
+    use perennial_runtime::oci::OciError;
     use perennial_store::records::RecordError;
     use perennial_store::root::RootError;
     for cause in error.chain() {
@@ -163,6 +164,12 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
                 | ChooseError::NoneGood => Code::NotFound,
             };
             return (code, Some("`perennial generations` lists what there is".into()));
+        }
+        if cause.downcast_ref::<perennial_core::generations::PolicyError>().is_some() {
+            return (Code::Usage, Some("change --keep or --keep-bytes; `perennial set --help` explains them".into()));
+        }
+        if let Some(OciError::Missing { .. } | OciError::Spawn { .. }) = cause.downcast_ref::<OciError>() {
+            return (Code::Host, Some("install the package runc, or name another runtime with --runtime".into()));
         }
         if let Some(cause) = cause.downcast_ref::<perennial_registry::PullError>() {
             return (Code::Failed, cause.hint().map(str::to_owned));

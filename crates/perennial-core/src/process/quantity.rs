@@ -20,13 +20,32 @@ const CPUS_MILLI_MIN: u64 = 10;
 /// More processors than any machine has; keeps later sums far from overflow.
 const CPUS_MILLI_MAX: u64 = 1_000_000_000;
 
-/// Parses a number of bytes with an optional unit `b`, `k`, `m`, `g`, `t` (powers of 1024), such as `512m`.
+/// Parses a limit on memory: a number of bytes as [`parse_bytes`] takes it.
 ///
 /// # Errors
 /// If it is not such a text, is too large for 64 bits, or is below 6 MiB.
 pub fn parse_memory_bytes(text: &str) -> Result<u64, ParseQuantityError> {
-    let fail = |rule| ParseQuantityError { what: "memory limit", text: text.to_owned(), rule };
+    match bytes("memory limit", text)? {
+        enough @ MEMORY_BYTES_MIN.. => Ok(enough),
+        _ => {
+            let rule = "at least 6m are needed to start a process";
+            Err(ParseQuantityError { what: "memory limit", text: text.to_owned(), rule })
+        }
+    }
+}
+
+/// Parses a number of bytes with an optional unit `b`, `k`, `m`, `g`, `t` (powers of 1024), such as `10g`.
+///
+/// # Errors
+/// If it is not such a text or is too large for 64 bits.
+pub fn parse_bytes(text: &str) -> Result<u64, ParseQuantityError> {
+    bytes("number of bytes", text)
+}
+
+fn bytes(what: &'static str, text: &str) -> Result<u64, ParseQuantityError> {
     const RULE: &str = "use a whole number with b, k, m, g or t, such as 512m";
+    const TOO_LARGE: &str = "the number is too large";
+    let fail = |rule| ParseQuantityError { what, text: text.to_owned(), rule };
     let lower = text.to_ascii_lowercase();
     let trimmed = match lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')) {
         Some(rest) if rest.ends_with(['k', 'm', 'g', 't']) => rest,
@@ -41,12 +60,8 @@ pub fn parse_memory_bytes(text: &str) -> Result<u64, ParseQuantityError> {
         Some(_) | None => (Some(trimmed), 0),
     };
     let digits = digits.filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit())).ok_or_else(|| fail(RULE))?;
-    let number: u64 = digits.parse().map_err(|_| fail("the number is too large"))?;
-    let bytes = number.checked_mul(1_u64 << shift).ok_or_else(|| fail("the number is too large"))?;
-    match bytes {
-        MEMORY_BYTES_MIN.. => Ok(bytes),
-        _ => Err(fail("at least 6m are needed to start a process")),
-    }
+    let number: u64 = digits.parse().map_err(|_| fail(TOO_LARGE))?;
+    number.checked_mul(1_u64 << shift).ok_or_else(|| fail(TOO_LARGE))
 }
 
 /// Parses a number of processors such as `1.5` into thousandths.

@@ -30,7 +30,7 @@ impl Writer<'_> {
         if member.kind == Kind::Hardlink {
             return self.hardlink(member, &path, &parent);
         }
-        self.make(member, &path, &parent, &attributes, data).map_err(|error| match error {
+        self.make(member, (&parent, &path), &attributes, data).map_err(|error| match error {
             MakeError::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
                 ApplyError::Tar(TarError::Truncated { entry: lossy(&member.name) })
             }
@@ -86,6 +86,11 @@ impl Writer<'_> {
                 xattrs.push((name.clone(), value.clone()));
             }
         }
+        let has_acl = xattrs.iter().any(|(name, _)| name.starts_with(b"system.posix_acl_"));
+        if member.has_acl_text && !has_acl {
+            let advice = "pack it with tar's --xattrs --xattrs-include='*' instead of --acls";
+            self.note(format!("{:?}: access lists as text are left out; {advice}", lossy(&member.name)));
+        }
         xattrs.sort();
         let Member { mode, uid, gid, mtime, atime, .. } = *member;
         Ok(Attributes { mode, uid, gid, mtime, atime: atime.unwrap_or(mtime), xattrs })
@@ -94,8 +99,7 @@ impl Writer<'_> {
     fn make<R: Read>(
         &mut self,
         member: &Member,
-        path: &[u8],
-        parent: &OwnedFd,
+        (parent, path): (&OwnedFd, &[u8]),
         attributes: &Attributes,
         data: &mut R,
     ) -> Result<(), MakeError> {

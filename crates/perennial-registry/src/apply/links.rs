@@ -20,10 +20,11 @@ impl Writer<'_> {
             Opened::Directory(target_parent) => stat(target_parent.as_fd(), target_name).map_err(io)?,
             Opened::Missing => None,
             Opened::Symlink => return Err(refuse(LinkReason::ThroughSymlink)),
-            Opened::NotDirectory => match self.not_directory(target_parent, &member.name) {
-                ApplyError::ThroughSymlink { .. } => return Err(refuse(LinkReason::ThroughSymlink)),
-                _ => return Err(refuse(LinkReason::Missing)),
-            },
+            Opened::NotDirectory => {
+                let error = self.not_directory(target_parent, &member.name);
+                let is_symlink = matches!(error, ApplyError::ThroughSymlink { .. });
+                return Err(refuse(if is_symlink { LinkReason::ThroughSymlink } else { LinkReason::Missing }));
+            }
         };
         match found {
             Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {

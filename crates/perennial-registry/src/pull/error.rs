@@ -3,7 +3,7 @@
 use crate::credentials::CredentialsError;
 use crate::import::ImportError;
 use oci_client::Reference;
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use std::io;
 use std::path::PathBuf;
 
@@ -48,6 +48,14 @@ pub enum PullError {
         /// The blob.
         digest: String,
         /// What the registry said.
+        source: Box<OciDistributionError>,
+    },
+    /// The registry sent a document that does not have the digest asked for.
+    #[error("registry {registry} sent something else than it was asked for")]
+    Damaged {
+        /// The registry.
+        registry: String,
+        /// Which digests.
         source: Box<OciDistributionError>,
     },
     /// The registry does not answer.
@@ -124,7 +132,7 @@ impl PullError {
             }
             Self::BlobMissing { .. } => Some("the image is incomplete in the registry; push it again"),
             Self::Interrupted { .. } => Some("pull again: it goes on where it stopped"),
-            Self::Import(ImportError::Digest { .. } | ImportError::Size { .. }) => {
+            Self::Damaged { .. } | Self::Import(ImportError::Digest { .. } | ImportError::Size { .. }) => {
                 Some("the registry or something on the way changed it; pull again or from elsewhere")
             }
             Self::Busy { .. } => Some("wait for the other pull, or end it"),
@@ -147,15 +155,21 @@ impl PullError {
             }
             Status::NotFound => Self::NotFound { reference: reference.to_string(), source },
             Status::Unreachable => Self::Unreachable { registry, source },
+            Status::Damaged => Self::Damaged { registry, source },
             Status::Busy | Status::Other => Self::Registry { registry, reference: reference.to_string(), source },
         }
     }
 
     pub(super) fn from_blob(error: OciDistributionError, reference: &Reference, digest: &str) -> Self {
-        match Self::from_client(error, reference) {
-            Self::NotFound { reference, source } => Self::BlobMissing { reference, digest: digest.to_owned(), source },
-            other => other,
+        Self::from_client(error, reference).about_blob(digest)
+    }
+
+    /// Says that it was a blob that is not there, not the image.
+    pub(super) fn about_blob(self, digest: &str) -> Self {
+        if let Self::NotFound { reference, source } = self {
+            return Self::BlobMissing { reference, digest: digest.to_owned(), source };
         }
+        self
     }
 }
 
@@ -168,6 +182,8 @@ enum Status {
     Unreachable,
     /// Try again later.
     Busy,
+    /// Not what was asked for.
+    Damaged,
     Other,
 }
 
@@ -194,6 +210,14 @@ fn status(error: &OciDistributionError) -> Status {
     }
     if matches!(error, Error::ImageManifestNotFoundError(_)) {
         return Status::NotFound;
+    }
+    if matches!(error, Error::DigestError(_)) {
+        return Status::Damaged;
+    }
+    if let Error::IoError(error) = error
+        && error.get_ref().is_some_and(|inner| inner.is::<DigestError>())
+    {
+        return Status::Damaged;
     }
     if matches!(error, Error::RequestError(_) | Error::IoError(_)) {
         return Status::Unreachable;

@@ -1,7 +1,7 @@
 //! PAX extended headers: records `LENGTH KEY=VALUE\n`, whose values may hold any byte.
 
 use super::sparse::{self, EXTENTS_MAX};
-use super::{Extent, Stamp};
+use super::{Extent, Stamp, Xattrs};
 
 /// The records of one extended header, in their order.
 #[derive(Debug, Default)]
@@ -70,9 +70,9 @@ impl Pax {
     }
 
     /// Returns extended attributes; a later record of the same name replaces an earlier one.
-    pub(super) fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
+    pub(super) fn xattrs(&self) -> Result<Xattrs, &'static str> {
         const FIELD: &str = "extended attribute";
-        let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut xattrs: Xattrs = Vec::new();
         for (key, value) in &self.records {
             let (name, value) = if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                 (name.to_vec(), value.clone())
@@ -88,6 +88,10 @@ impl Pax {
             xattrs.push((name, value));
         }
         Ok(xattrs)
+    }
+
+    pub(super) fn has_acl_text(&self) -> bool {
+        [b"SCHILY.acl.access".as_slice(), b"SCHILY.acl.default"].iter().any(|key| self.get(key).is_some())
     }
 
     pub(super) fn is_sparse_1(&self) -> bool {

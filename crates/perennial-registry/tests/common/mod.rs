@@ -1,7 +1,6 @@
 //! What the tests share: a store in a temporary directory, union mounts, and listings of trees to compare.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 #![allow(clippy::allow_attributes, reason = "whether a part is used differs from file to file")]
-#![allow(clippy::disallowed_methods, reason = "tests write files and need no crash safety")]
 
 use perennial_core::id::Digest;
 use perennial_registry::{
@@ -27,8 +26,12 @@ pub struct Store {
 
 impl Store {
     pub fn new() -> Self {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    pub fn new_in(place: &Path) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(place).unwrap();
         for name in ["layers", "staging"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
@@ -86,6 +89,28 @@ impl LayerTarget for Store {
     fn abort(&mut self, directory: PathBuf) {
         self.aborted += 1;
         run("rm", &["-rf", directory.to_str().unwrap()]);
+    }
+}
+
+/// A file system in memory, for trees that would take long on a disk; ended when dropped.
+pub struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        run("mount", &["-t", "tmpfs", "-o", "size=3G", "tmpfs", dir.path().to_str().unwrap()]);
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily: directories in it that are dropped later only find nothing.
+        run("umount", &["-l", self.0.path().to_str().unwrap()]);
     }
 }
 
@@ -232,11 +257,11 @@ impl Tar {
 
     /// Adds an entry with a raw name, type flag, link name and content.
     pub fn raw(mut self, name: &[u8], flag: u8, link: &[u8], content: &[u8]) -> Self {
-        self.push(name, flag, link, content, 0o644);
+        self.push((name, link), flag, content, 0o644);
         self
     }
 
-    pub fn push(&mut self, name: &[u8], flag: u8, link: &[u8], content: &[u8], mode: u32) {
+    pub fn push(&mut self, (name, link): (&[u8], &[u8]), flag: u8, content: &[u8], mode: u32) {
         let mut header = tar::Header::new_ustar();
         let bytes = header.as_mut_bytes();
         bytes[..name.len()].copy_from_slice(name);
@@ -264,7 +289,7 @@ impl Tar {
     }
 
     pub fn dir(mut self, name: &str) -> Self {
-        self.push(name.as_bytes(), b'5', b"", b"", 0o755);
+        self.push((name.as_bytes(), b""), b'5', b"", 0o755);
         self
     }
 

@@ -1,6 +1,6 @@
 //! Our own terminal: its settings saved, changed and put back.
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::stdin;
@@ -30,7 +30,7 @@ impl SavedTerminal {
     }
 
     /// Returns its lines and columns.
-    pub(super) fn size(&self) -> Option<(u16, u16)> {
+    pub(crate) fn size(&self) -> Option<(u16, u16)> {
         let (fd, _) = self.saved.as_ref()?;
         tcgetwinsize(fd).ok().map(|size| (size.ws_row, size.ws_col))
     }
@@ -40,7 +40,7 @@ impl Drop for SavedTerminal {
     fn drop(&mut self) {
         if let Some((fd, settings)) = &self.saved {
             // A terminal that has gone needs no order.
-            let _: Result<(), Errno> = tcsetattr(fd, OptionalActions::Now, settings);
+            tcsetattr(fd, OptionalActions::Now, settings).ok();
         }
     }
 }

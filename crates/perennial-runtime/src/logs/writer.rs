@@ -31,9 +31,33 @@ impl LogWriter {
     /// # Errors
     /// If writing or rotating fails; what was given is lost then, what follows is tried anew.
     pub fn append(&mut self, stream: Stream, bytes: &[u8], at: Time) -> Result<(), LogError> {
-        if self.bytes >= self.config.bytes_max && !self.is_open.contains(&true) {
+        let mut rest = bytes;
+        if self.is_full() && self.is_open.contains(&true) {
+            // The end of the line that has begun goes where its beginning is.
+            let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at.saturating_add(1));
+            let (head, tail) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
+            self.write(stream, head, at)?;
+            rest = tail;
+        }
+        if self.is_full() && (!self.is_open.contains(&true) || self.is_overfull()) {
             self.rotate().map_err(|source| LogError::new("rotate", &self.config.path, source))?;
         }
+        match rest {
+            [] => Ok(()),
+            _ => self.write(stream, rest, at),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= self.config.bytes_max
+    }
+
+    /// A line without an end must not keep the file growing without bound.
+    fn is_overfull(&self) -> bool {
+        self.bytes >= self.config.bytes_max.saturating_mul(2)
+    }
+
+    fn write(&mut self, stream: Stream, bytes: &[u8], at: Time) -> Result<(), LogError> {
         let (text, ends_open) = format(stream, bytes, at);
         self.file.write_all(&text).map_err(|source| LogError::new("write", &self.config.path, source))?;
         self.bytes = self.bytes.saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
@@ -41,10 +65,6 @@ impl LogWriter {
         match stream {
             Stream::Stdout => *stdout = ends_open,
             Stream::Stderr => *stderr = ends_open,
-        }
-        // A line without an end must not keep the file growing without bound.
-        if self.bytes >= self.config.bytes_max.saturating_mul(2) {
-            self.is_open = [false; 2];
         }
         Ok(())
     }
@@ -60,6 +80,7 @@ impl LogWriter {
         }
         self.file = append(&self.config)?;
         self.bytes = 0;
+        self.is_open = [false; 2];
         Ok(())
     }
 }

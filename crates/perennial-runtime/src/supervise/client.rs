@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Bytes that may wait for a client before output is slowed down.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
-/// Longest time without any progress for which output is slowed down.
+/// Longest time for which output waits until a full queue is half empty again.
 pub(super) const STALL_MAX: Duration = Duration::from_secs(2);
 
 /// A connected client.
@@ -23,7 +23,7 @@ pub(super) struct Client {
     pub(super) number: u64,
     queue: VecDeque<Vec<u8>>,
     queue_bytes: usize,
-    /// When the queue was first found full without progress since.
+    /// Since when output waits for it: from a full queue until half of it has gone.
     stalled_at: Option<Duration>,
     skipped_bytes: u64,
     is_skipping: bool,
@@ -110,7 +110,6 @@ impl Client {
                 Ok(true) => {
                     self.queue_bytes = self.queue_bytes.saturating_sub(packet.len());
                     self.queue.pop_front();
-                    self.stalled_at = None;
                 }
                 Ok(false) => break,
                 Err(_) => {
@@ -120,7 +119,11 @@ impl Client {
                 }
             }
         }
-        if self.is_skipping && self.queue_bytes < QUEUE_BYTES_MAX / 2 {
+        if self.queue_bytes >= QUEUE_BYTES_MAX / 2 {
+            return;
+        }
+        self.stalled_at = None;
+        if self.is_skipping {
             self.is_skipping = false;
             let skipped = std::mem::take(&mut self.skipped_bytes);
             self.push(Reply::Skipped(skipped).encode());
@@ -129,13 +132,15 @@ impl Client {
 
     /// Tells whether output has to wait for this client now; gives it up for output after [`STALL_MAX`].
     pub(super) fn holds_output(&mut self, now: Duration) -> bool {
-        if self.is_gone || self.is_skipping || self.queue_bytes < QUEUE_BYTES_MAX {
+        let is_full = self.stalled_at.is_some() || self.queue_bytes >= QUEUE_BYTES_MAX;
+        if self.is_gone || self.is_skipping || !is_full {
             return false;
         }
         let since = *self.stalled_at.get_or_insert(now);
         if now.saturating_sub(since) < STALL_MAX {
             return true;
         }
+        self.stalled_at = None;
         self.is_skipping = true;
         false
     }

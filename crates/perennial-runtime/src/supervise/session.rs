@@ -16,7 +16,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketType;
-use rustix::process::{Pid, WaitOptions, WaitStatus, set_child_subreaper, wait, waitpid};
+use rustix::process::{
+    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, set_child_subreaper, wait, waitid, waitpid,
+};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use std::path::Path;
 use std::time::Duration;
@@ -29,6 +31,10 @@ const PACKETS_PER_TURN_MAX: usize = 16;
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Longest time for telling clients how it ended.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
+/// Longest time for init to become a child of this process after the runtime has ended.
+const ADOPT_MAX: Duration = Duration::from_secs(10);
+/// How often the supervisor looks for that.
+const ADOPT_LOOK: Duration = Duration::from_millis(1);
 /// Orphans reaped before other events have their turn.
 const ORPHANS_PER_TURN_MAX: usize = 64;
 /// How often the loop looks whether a slow client still holds up the output.
@@ -137,13 +143,14 @@ impl Session {
             Ok(streams) => streams,
             Err(failure) => {
                 // It runs and nobody could talk to it.
-                let _: Result<(), crate::oci::OciError> = runtime.delete(id, true);
+                runtime.delete(id, true).ok();
                 return Err(failure);
             }
         };
         if let Some((rows, columns)) = self.size {
             streams.resize(rows, columns);
         }
+        adopt(init).map_err(|error| fail("waiting for the container's process", &error))?;
         self.input.connect(streams.stdin.take(), self.config.tty);
         self.streams = Some(streams);
         self.give_input();
@@ -169,7 +176,7 @@ impl Session {
         let Some(pid) = self.init.as_ref().map(|init| init.pid) else { return Err(SessionError::NotStarted) };
         if let Some(timeout_s) = self.stop_wanted.take() {
             // It may just have ended; then there is nothing to ask for.
-            let _: Result<(), String> = self.stop(timeout_s, on_event);
+            self.stop(timeout_s, on_event).ok();
         }
         let status = loop {
             if let Some(status) = reap(pid, self.checks.as_ref().is_some_and(Checks::is_running))? {
@@ -179,10 +186,10 @@ impl Session {
             if let Some(event) = self.init.as_mut().and_then(|init| init.kill_if_due(now)) {
                 on_event(event);
             }
-            if let (Some(checks), Some(init)) = (&mut self.checks, &self.init) {
-                if let Some(event) = checks.step(init, now) {
-                    on_event(event);
-                }
+            if let (Some(checks), Some(init)) = (&mut self.checks, &self.init)
+                && let Some(event) = checks.step(init, now)
+            {
+                on_event(event);
             }
             self.turn(on_event)?;
         };
@@ -206,6 +213,7 @@ impl Session {
     /// Tells every client how it ended, for at most a few seconds, and ends the session. The caller has committed what
     /// is to be committed.
     pub fn finish(mut self, outcome: Result<i32, StartFailure>) {
+        self.listener.hide();
         self.accept();
         // A packet socket that is closed with something unread takes what it has sent back from the other side.
         self.read_clients(&mut |_| {});
@@ -224,10 +232,8 @@ impl Session {
             }
             let mut fds: Vec<_> = self.clients.iter().map(|client| PollFd::new(client.fd(), PollFlags::OUT)).collect();
             let left = clock::timespec_of(end.saturating_sub(now));
-            if let Err(errno) = poll(&mut fds, Some(&left)) {
-                if errno != Errno::INTR {
-                    return;
-                }
+            if poll(&mut fds, Some(&left)).is_err_and(|errno| errno != Errno::INTR) {
+                return;
             }
             drop(fds);
             self.clients.iter_mut().for_each(Client::flush);
@@ -237,7 +243,8 @@ impl Session {
     /// Waits for something to happen, and handles it.
     fn turn(&mut self, on_event: &mut dyn FnMut(SessionEvent)) -> Result<(), SessionError> {
         let now = clock::monotonic();
-        let is_held = self.clients.iter_mut().fold(false, |held, client| client.holds_output(now) || held);
+        // Each one is asked, because each one's patience runs.
+        let is_held = self.clients.iter_mut().filter_map(|client| client.holds_output(now).then_some(())).count() > 0;
         let ready = self.poll_ready(is_held, now)?;
         for source in ready {
             match source {
@@ -306,7 +313,7 @@ impl Session {
         // The loop looks for ended children in every turn; a hang-up of a terminal that started us is no reason to end.
         if self.signals.take().iter().any(|number| matches!(*number, SIGTERM | SIGINT)) {
             // It may just have ended; then the next look finds that.
-            let _: Result<(), String> = self.stop(None, on_event);
+            self.stop(None, on_event).ok();
         }
     }
 
@@ -376,7 +383,8 @@ impl Session {
             }
             Request::Signal(signal) => match &self.init {
                 Some(init) => done(init.signal(signal)),
-                None => Some(Reply::Refused("the container has not been started yet".to_owned())),
+                // Whoever signals a container that is only being started does not want it to start.
+                None => done(self.stop(None, on_event)),
             },
             Request::Stop { timeout_s } => done(self.stop(timeout_s, on_event)),
             Request::Status => Some(Reply::Status(self.status())),
@@ -424,11 +432,11 @@ impl Session {
     }
 
     fn spread(&mut self, stream: Stream, bytes: Vec<u8>, on_event: &mut dyn FnMut(SessionEvent)) {
-        if let Err(error) = self.log.append(stream, &bytes, clock::wall()) {
-            if !std::mem::replace(&mut self.log_has_failed, true) {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                on_event(SessionEvent::LogFailed { message: format!("{error}: {cause}") });
-            }
+        if let Err(error) = self.log.append(stream, &bytes, clock::wall())
+            && !std::mem::replace(&mut self.log_has_failed, true)
+        {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            on_event(SessionEvent::LogFailed { message: format!("{error}: {cause}") });
         }
         let count = bytes.len();
         let reply = match stream {
@@ -455,6 +463,19 @@ impl Session {
             }
         }
         self.streams = None;
+    }
+}
+
+/// Waits until init is a child of this process: `crun` has a helper that ends a moment after it.
+fn adopt(init: Pid) -> std::io::Result<()> {
+    let end = clock::monotonic().saturating_add(ADOPT_MAX);
+    loop {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(init), options) {
+            Ok(_) => return Ok(()),
+            Err(Errno::CHILD | Errno::INTR) if clock::monotonic() < end => clock::pause(ADOPT_LOOK),
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

@@ -27,13 +27,18 @@ impl Listener {
     /// Listens at `path`; whatever is there is a leftover and removed.
     pub(crate) fn open(path: &Path, kind: SocketType) -> io::Result<Self> {
         let (directory, name) = split(path)?;
-        match rustix::fs::unlinkat(&directory, &name, rustix::fs::AtFlags::empty()) {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(&name);
+        let hidden = PathBuf::from(hidden);
+        match rustix::fs::unlinkat(&directory, &hidden, rustix::fs::AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
         let fd = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-        bind(&fd, &address(&directory, &name, "self")?)?;
+        bind(&fd, &address(&directory, &hidden, "self")?)?;
         listen(&fd, BACKLOG)?;
+        // Whoever sees the name can connect.
+        rustix::fs::renameat(&directory, &hidden, &directory, &name)?;
         Ok(Self { fd, directory, name })
     }
 
@@ -44,6 +49,11 @@ impl Listener {
     /// Returns a short path by which another process finds the socket while this process lives.
     pub(crate) fn short_path(&self) -> PathBuf {
         short_path(&self.directory, &self.name, &std::process::id().to_string())
+    }
+
+    /// Removes the file: nobody connects any more, but those who have can still be accepted.
+    pub(crate) fn hide(&self) {
+        rustix::fs::unlinkat(&self.directory, &self.name, rustix::fs::AtFlags::empty()).ok();
     }
 
     /// Accepts a connection, if one waits.
@@ -58,8 +68,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Gone already if the run directory was removed first.
-        let _: Result<(), Errno> = rustix::fs::unlinkat(&self.directory, &self.name, rustix::fs::AtFlags::empty());
+        // Gone already if it was hidden, or the run directory was removed first.
+        self.hide();
     }
 }
 
@@ -94,7 +104,13 @@ pub(crate) enum Received {
 /// Takes a packet without waiting.
 pub(crate) fn receive_packet(fd: impl AsFd) -> Received {
     let mut buffer = vec![0_u8; PACKET_BYTES_MAX];
-    match recv(fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+    let mut result = recv(&fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT);
+    if result == Err(Errno::CONNRESET) {
+        // The other end closed without reading all we sent. The kernel says that once, and first; what it had sent
+        // before, such as the exit code, is still to be read.
+        result = recv(&fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT);
+    }
+    match result {
         Ok((count, _)) if count > 0 => {
             buffer.truncate(count);
             Received::Packet(buffer)
@@ -112,10 +128,10 @@ pub(crate) fn receive_fd(fd: impl AsFd) -> io::Result<OwnedFd> {
     let mut parts = [IoSliceMut::new(&mut bytes)];
     recvmsg(fd, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            if let Some(fd) = fds.next() {
-                return Ok(fd);
-            }
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(fd);
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "no descriptor came with the message"))

@@ -61,7 +61,7 @@ impl Streams {
         if let Some(terminal) = &self.terminal {
             let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
             // A terminal without programs has no size to set.
-            let _: Result<(), Errno> = tcsetwinsize(terminal, size);
+            tcsetwinsize(terminal, size).ok();
         }
     }
 }

@@ -45,7 +45,9 @@ pub fn fixture(command: &[&str]) -> Fixture {
     assert!(rustix::process::geteuid().is_root(), "these tests run real containers and need root");
     let dir = tempfile::tempdir().unwrap();
     let id = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let runtime = OciRuntime::by_path("runc", &dir.path().join("oci")).unwrap();
+    // The same tests run against another runtime where the host allows it.
+    let runtime = std::env::var("PERENNIAL_TEST_RUNTIME").unwrap_or_else(|_| "runc".to_owned());
+    let runtime = OciRuntime::by_path(&runtime, &dir.path().join("oci")).unwrap();
     make_root(&dir.path().join("rootfs"));
     std::fs::create_dir(dir.path().join("bundle")).unwrap();
     let spec = ContainerSpec { command: command.iter().map(|arg| (*arg).to_owned()).collect(), ..Default::default() };
@@ -87,9 +89,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Path of an example of this crate, which `cargo test` has built.
-fn example(name: &str) -> PathBuf {
+pub fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().join("examples").join(name)
+    let path = test.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{path:?} is missing: a filter such as --test needs `cargo build --examples` before");
+    path
 }
 
 impl Fixture {

@@ -12,7 +12,7 @@ use rustix::time::Timespec;
 use std::ffi::{CStr, CString};
 
 /// Most directories one cursor keeps open; deep trees reopen the others.
-pub const OPEN_MAX: usize = 32;
+pub const OPEN_MAX: usize = 16;
 
 /// Bytes of directory entries fetched by one system call.
 const ENTRIES_BYTES: usize = 32 * 1024;

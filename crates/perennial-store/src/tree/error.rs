@@ -164,6 +164,14 @@ impl PathTrail {
         &self.bytes
     }
 
+    /// Returns the directory's own name, empty for the root.
+    #[must_use]
+    pub fn last(&self) -> &[u8] {
+        let from = self.lengths.last().copied().unwrap_or(0);
+        let name = self.bytes.get(from..).unwrap_or_default();
+        name.strip_prefix(b"/").unwrap_or(name)
+    }
+
     /// Returns the path of an entry of the directory.
     #[must_use]
     pub fn join(&self, name: &CStr) -> EntryPath {

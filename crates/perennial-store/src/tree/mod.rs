@@ -11,6 +11,7 @@
 //! - [`below`]: what the layers under a place show.
 //! - [`stack`]: several layers written as one; [`copy`]: one entry copied.
 //! - [`fold`](mod@fold): a newer layer merged into an older one by renames.
+//! - [`diff`](mod@diff): what differs between two stacks; [`copy_out`](mod@copy_out): copies out of a view.
 //! - [`fingerprint`](mod@fingerprint): whether anything changed.
 //! - [`remove`]: deletion, and the trash before it.
 //!
@@ -19,7 +20,9 @@
 pub mod attrs;
 pub mod below;
 pub mod copy;
+pub mod copy_out;
 pub mod cursor;
+pub mod diff;
 pub mod error;
 pub mod fingerprint;
 pub mod fold;
@@ -32,6 +35,8 @@ pub mod stack;
 pub mod walk;
 
 pub use attrs::Attrs;
+pub use copy_out::copy_out;
+pub use diff::{Change, ChangeKind, Side, diff};
 pub use error::{EntryPath, TreeError};
 pub use fingerprint::fingerprint;
 pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};

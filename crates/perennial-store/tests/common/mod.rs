@@ -2,7 +2,7 @@
 //!
 //! Everything here is independent of the code under test, apart from the steps of a session.
 #![cfg(test)]
-#![expect(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "every test file uses its own part")]
 
 pub mod sessions;
 pub mod traps;
@@ -25,16 +25,25 @@ pub struct LoopFs {
 
 impl LoopFs {
     pub fn new(kind: &str, mib: u64) -> Self {
+        Self::with(kind, mib, if kind == "ext4" { &["-O", "ea_inode"] } else { &[] })
+    }
+
+    /// Without room for large extended attributes.
+    pub fn plain_ext4() -> Self {
+        Self::with("ext4", 64, &["-O", "^ea_inode"])
+    }
+
+    fn with(kind: &str, mib: u64, options: &[&str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests mount file systems and need root");
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
         let mut mkfs = Command::new(format!("mkfs.{kind}"));
         match kind {
-            "ext4" => mkfs.args(["-q", "-F", "-O", "ea_inode"]),
-            "xfs" => mkfs.arg("-q"),
+            "ext4" => mkfs.args(["-q", "-F", "-b", "4096"]),
             _ => mkfs.arg("-q"),
         };
+        mkfs.args(options);
         run(mkfs.arg(&image));
         fs::create_dir(dir.path().join("mnt")).unwrap();
         run(Command::new("mount").arg("-o").arg("loop").arg(&image).arg(dir.path().join("mnt")));
@@ -54,7 +63,7 @@ impl Drop for LoopFs {
     fn drop(&mut self) {
         let done = Command::new("umount").arg(self.path()).status();
         if !done.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+            drop(Command::new("umount").arg("-l").arg(self.path()).status());
         }
     }
 }
@@ -127,7 +136,7 @@ pub struct Item {
     pub ids: (u32, u32),
     pub mtime: Option<(i64, i64)>,
     pub size: u64,
-    pub content: Vec<u8>,
+    pub content: Content,
     pub rdev: u64,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub flags: Option<u32>,
@@ -140,22 +149,20 @@ pub type Listing = BTreeMap<Vec<u8>, Item>;
 /// Lists a tree completely.
 pub fn listing(root: &Path) -> Listing {
     let mut items = Listing::new();
-    let mut groups: BTreeMap<(u64, u64), Vec<u8>> = BTreeMap::new();
-    list_into(root, b"", &mut items, &mut groups);
-    // Files with one name are no group.
-    let mut names: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
-    for item in items.values() {
-        *names.entry(item.links.clone().unwrap_or_default()).or_default() += 1;
+    list_into(root, b"", &mut items);
+    // A group is named after the first of its names; files with one name are no group.
+    let mut groups: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+    for (path, item) in &items {
+        groups.entry(item.links.clone().unwrap_or_default()).or_default().push(path.clone());
     }
     for item in items.values_mut() {
-        if item.links.as_ref().is_some_and(|group| names[group] < 2) {
-            item.links = None;
-        }
+        let names = item.links.as_ref().map(|inode| &groups[inode]);
+        item.links = names.filter(|names| names.len() > 1).map(|names| names[0].clone());
     }
     items
 }
 
-fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMap<(u64, u64), Vec<u8>>) {
+fn list_into(path: &Path, name: &[u8], items: &mut Listing) {
     let stat = lstat(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file_type = stat.st_mode & 0o170_000;
     let size = u64::try_from(stat.st_size).unwrap();
@@ -164,13 +171,13 @@ fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMa
             let bytes = fs::read(path).unwrap();
             let flags = fs::File::open(path).ok().and_then(|file| ioctl_getflags(&file).ok());
             let kept = IFlags::NODUMP | IFlags::IMMUTABLE | IFlags::APPEND | IFlags::NOATIME | IFlags::SYNC;
-            (bytes_or_sum(bytes), flags.map(|flags| flags.intersection(kept).bits()))
+            (Content(bytes), flags.map(|flags| flags.intersection(kept).bits()))
         }
-        0o120_000 => (fs::read_link(path).unwrap().as_os_str().as_bytes().to_vec(), None),
-        _ => (Vec::new(), None),
+        0o120_000 => (Content(fs::read_link(path).unwrap().as_os_str().as_bytes().to_vec()), None),
+        _ => (Content::default(), None),
     };
     let is_dir = file_type == 0o040_000;
-    let group = groups.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| name.to_vec()).clone();
+    let inode = format!("{}-{}", stat.st_dev, stat.st_ino).into_bytes();
     let item = Item {
         mode: stat.st_mode,
         ids: (stat.st_uid, stat.st_gid),
@@ -180,7 +187,7 @@ fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMa
         rdev: stat.st_rdev,
         xattrs: xattrs(path),
         flags,
-        links: (!is_dir).then_some(group),
+        links: (!is_dir).then_some(inode),
         sparse: u64::try_from(stat.st_blocks).unwrap() * 512 + (256 << 10) < size,
     };
     items.insert(name.to_vec(), item);
@@ -192,14 +199,20 @@ fn list_into(path: &Path, name: &[u8], items: &mut Listing, groups: &mut BTreeMa
                 below.push(b'/');
             }
             below.extend_from_slice(entry.as_bytes());
-            list_into(&path.join(&entry), &below, items, groups);
+            list_into(&path.join(&entry), &below, items);
         }
     }
 }
 
-fn bytes_or_sum(bytes: Vec<u8>) -> Vec<u8> {
-    use sha2::Digest as _;
-    if bytes.len() < 64 { bytes } else { sha2::Sha256::digest(&bytes).to_vec() }
+/// Content of a file; only its beginning is printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Content(Vec<u8>);
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = &self.0[..self.0.len().min(64)];
+        write!(f, "{} ({} bytes)", shown.escape_ascii(), self.0.len())
+    }
 }
 
 pub fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {

@@ -128,25 +128,50 @@ fn change(path: &Path, what: &str, mark: &str) {
     }
 }
 
+/// A name, its state in the image, its change in the first run, and in the second.
+type Case = (PathBuf, &'static str, &'static str, &'static str);
+
 /// All names of the cross product: state in the image, change in the first run, change in the second.
-fn cross() -> impl Iterator<Item = (PathBuf, &'static str, &'static str, &'static str)> {
-    STATES.iter().flat_map(|state| {
-        CHANGES.iter().flat_map(move |one| {
-            CHANGES.iter().map(move |two| (PathBuf::from(format!("cross/{state}-{one}-{two}")), *state, *one, *two))
+fn cross(changes: &'static [&'static str]) -> impl Iterator<Item = Case> {
+    STATES.iter().flat_map(move |state| {
+        changes.iter().flat_map(move |one| {
+            changes.iter().map(move |two| (PathBuf::from(format!("cross/{state}-{one}-{two}")), *state, *one, *two))
         })
     })
 }
 
-/// The older layer of the image.
-pub fn build(root: &Path) {
+fn build_cross(root: &Path, changes: &'static [&'static str]) {
     fs::create_dir(root.join("cross")).unwrap();
-    for (path, state, _, _) in cross() {
+    for (path, state, _, _) in cross(changes) {
         match state {
             "file" => write(&root.join(path), b"image"),
             "dir" => dir_with_content(&root.join(path)),
             _ => {}
         }
     }
+}
+
+/// Fewer changes, for tests that repeat all of it very often.
+const FEW: [&str; 5] = ["keep", "remove", "file", "dir", "inside"];
+
+pub fn build_few(root: &Path) {
+    build_cross(root, &FEW);
+}
+
+pub fn first_few(root: &Path) {
+    cross(&FEW).for_each(|(path, _, one, _)| change(&root.join(path), one, "one"));
+}
+
+pub fn second_few(root: &Path) {
+    cross(&FEW).for_each(|(path, _, _, two)| change(&root.join(path), two, "two"));
+    chown(&root.join("cross"), 3, 4);
+    xattr(&root.join("cross"), b"user.second", b"2");
+    set_times(&root.join("cross"), 12, 34);
+}
+
+/// The older layer of the image.
+pub fn build(root: &Path) {
+    build_cross(root, &CHANGES);
     for name in ["etc", "usr", "gone", "again", "nested", "nested/in", "nested/in/ner", "metadata", "pairs"] {
         fs::create_dir(root.join(name)).unwrap();
         write(&root.join(name).join("file"), name.as_bytes());
@@ -170,7 +195,7 @@ pub fn rebuild(root: &Path) {
 
 /// The first run.
 pub fn first(root: &Path) {
-    for (path, _, one, _) in cross() {
+    for (path, _, one, _) in cross(&CHANGES) {
         change(&root.join(path), one, "one");
     }
     remove(&root.join("etc/file"));
@@ -183,7 +208,7 @@ pub fn first(root: &Path) {
     write(&root.join("nested/in/file"), b"new");
     for name in ["z-first", "a-second", "usr/third"] {
         if name == "z-first" {
-            write(&root.join(name), b"linked")
+            write(&root.join(name), b"linked");
         } else {
             fs::hard_link(root.join("z-first"), root.join(name)).unwrap();
         }
@@ -196,9 +221,9 @@ pub fn first(root: &Path) {
     special(&root.join("fifo"), FileType::Fifo, 0);
     special(&root.join("null"), FileType::CharacterDevice, rustix::fs::makedev(1, 3));
     special(&root.join("block"), FileType::BlockDevice, rustix::fs::makedev(7, 200));
-    sparse(&root.join("sparse"), 64 << 20, &[0, 20 << 20, (64 << 20) - 4096]);
-    sparse(&root.join("hole at the end"), 32 << 20, &[4096]);
-    sparse(&root.join("only a hole"), 16 << 20, &[]);
+    sparse(&root.join("sparse"), 8 << 20, &[0, 3 << 20, (8 << 20) - 4096]);
+    sparse(&root.join("hole at the end"), 4 << 20, &[4096]);
+    sparse(&root.join("only a hole"), 2 << 20, &[]);
     names(root);
     attributes(root);
     write(&root.join(".wh.etc"), b"not a whiteout");
@@ -270,7 +295,7 @@ fn attributes(root: &Path) {
 
 /// The second run.
 pub fn second(root: &Path) {
-    for (path, _, _, two) in cross() {
+    for (path, _, _, two) in cross(&CHANGES) {
         change(&root.join(path), two, "two");
     }
     fs::create_dir(root.join("gone")).unwrap();
@@ -289,8 +314,14 @@ pub fn second(root: &Path) {
     set_times(&root.join("usr"), 12, 34);
     chmod(&root.join("attributes"), 0o500);
     flags(&root.join("nested"), IFlags::NODUMP);
-    sparse(&root.join("sparse"), 64 << 20, &[40 << 20]);
+    sparse(&root.join("sparse"), 8 << 20, &[5 << 20]);
     chmod(root, 0o751);
     xattr(root, b"user.root", b"r");
     set_times(root, 5_000_000_000, 42);
+}
+
+pub fn chmod_unless_link(path: &Path, mode: u32) {
+    if !path.is_symlink() {
+        chmod(path, mode);
+    }
 }

@@ -527,25 +527,27 @@ pub struct RebaseArgs {
 /// `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// Container, or NAME@SEQ; without a second one, against the generation before it
+    /// Container, or NAME@SEQ; without a second one, against the generation it was made from
     #[arg(value_name = "NAME[@SEQ]")]
     pub generation: String,
-    /// Number of the generation to compare with
+    /// Number of the generation to compare with, or `image` for the image below it
     #[arg(value_name = "SEQ")]
     pub other: Option<String>,
 }
 
 /// `browse`.
 #[derive(Debug, Args)]
+#[command(override_usage = "perennial browse NAME[@SEQ] DIR\n       perennial browse --unmount DIR")]
 pub struct BrowseArgs {
     /// Container, or NAME@SEQ
     #[arg(value_name = "NAME[@SEQ]", required_unless_present = "unmount")]
     pub generation: Option<String>,
     /// Empty directory to mount it on
-    pub directory: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "unmount")]
+    pub directory: Option<PathBuf>,
     /// Unmount the view that is mounted there
-    #[arg(long, conflicts_with = "generation")]
-    pub unmount: bool,
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["generation", "directory"])]
+    pub unmount: Option<PathBuf>,
 }
 
 /// `cp`.

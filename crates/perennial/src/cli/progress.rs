@@ -55,7 +55,8 @@ impl Progress for Bars {
             Event::Note(note) => {
                 self.all.println(format!("note: {note}")).ok();
             }
-            _ => {}
+            // The list may grow; what is not known is not drawn.
+            Event::Image { .. } | Event::Known { .. } | _ => {}
         }
     }
 }

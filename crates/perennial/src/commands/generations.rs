@@ -112,7 +112,7 @@ pub fn pin(context: &Context, args: &GenerationArg, pinned: Pinned) -> Result<()
     match context.style {
         Style::Json => output::json(&json!({"container": name, "seq": seq, "pinned": is_pinned})),
         Style::Text => {
-            output::line(format!("{name}@{seq} is {}", if is_pinned { "pinned" } else { "no longer pinned" }))
+            output::line(format!("{name}@{seq} is {}", if is_pinned { "pinned" } else { "no longer pinned" }));
         }
     }
     Ok(())

@@ -41,8 +41,11 @@ fn show_brought(context: &Context, name: &str, image: &Image) {
     match context.style {
         Style::Json => output::json(&image_json(image, &[name.to_owned()])),
         Style::Text => {
-            let layers = image.layers.len();
-            output::line(format!("{name} is {} ({layers} layers, {})", image.digest, table::bytes(image.bytes)));
+            let layers = match image.layers.len() {
+                1 => "1 layer".to_owned(),
+                count => format!("{count} layers"),
+            };
+            output::line(format!("{name} is {} ({layers}, {})", image.digest, table::bytes(image.bytes)));
         }
     }
 }
@@ -128,7 +131,7 @@ pub fn remove(context: &Context, text: &str) -> Result<()> {
     match (context.style, removed) {
         (Style::Json, removed) => output::json(&json!({"name": text, "image_removed": removed != Removed::Name})),
         (Style::Text, Removed::Name) => {
-            output::line(format!("{text} is no longer a name of this image; it has others"))
+            output::line(format!("{text} is no longer a name of this image; it has others"));
         }
         (Style::Text, Removed::Image(digest)) => output::line(format!("image {digest} is removed")),
     }

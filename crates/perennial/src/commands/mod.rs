@@ -35,25 +35,22 @@ pub struct Context {
 /// What went wrong, with a hint and the exit code.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     let style = if cli.json { Style::Json } else { Style::Text };
-    let command = match cli.command {
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "perennial", &mut std::io::stdout());
-            return Ok(ExitCode::SUCCESS);
-        }
-        Command::Man { directory } => {
-            std::fs::create_dir_all(&directory)?;
-            clap_mangen::generate_to(Cli::command(), &directory)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        command => command,
-    };
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "perennial", &mut std::io::stdout());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Command::Man { directory } = &cli.command {
+        std::fs::create_dir_all(directory)?;
+        clap_mangen::generate_to(Cli::command(), directory)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     require_root()?;
     let engine = Engine::open(&cli.root)?;
     let context = Context { engine, style, timings: cli.timings };
-    if let Command::Supervise(args) = command {
+    if let Command::Supervise(args) = cli.command {
         return run::supervise(context, args);
     }
-    execute(&context, command)
+    execute(&context, cli.command)
 }
 
 fn execute(context: &Context, command: Command) -> Result<ExitCode> {

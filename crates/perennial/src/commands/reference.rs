@@ -55,7 +55,9 @@ pub fn parse_path(text: &str) -> Result<(Reference, String)> {
 /// # Errors
 /// Where it is not a whole number from 1.
 pub fn parse_seq(text: &str) -> Result<Selector> {
-    Selector::parse_seq(text).map_err(|error: ParseIdError| Failure::new(Code::Usage, error))
+    Selector::parse_seq(text).map_err(|error: ParseIdError| {
+        Failure::new(Code::Usage, error).hint("`perennial generations` lists the numbers to choose from")
+    })
 }
 
 /// Parses an instant.

@@ -28,8 +28,10 @@ fn target(args: &TargetArgs) -> Result<Target> {
 pub fn rollback(context: &Context, args: &RollbackArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
     let target = target(&args.target)?;
-    let before = context.engine.seen(&name)?;
+    // Planned under the container's lock: without it a layer that is folded meanwhile would look lost.
+    let (lock, before) = context.engine.locked(&name)?;
     let planned = context.engine.plan_rollback(&before.value, &target)?;
+    drop(lock);
     let was_running = matches!(before.value.phase, Phase::Running { .. });
     if args.dry_run {
         show(context, &name, &planned, Tense::Would);

@@ -11,10 +11,10 @@ use crate::engine::start::StartRequest;
 use crate::engine::supervise::{Report, supervise as supervise_run};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
-use perennial_core::id::ContainerName;
+use perennial_core::id::{ContainerId, ContainerName};
 use perennial_core::process::{ExecSettings, Process, ProcessFacts, UserSpec, resolve, resolve_exec, user_of};
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
-use perennial_runtime::logs::{LogReader, ReadOptions};
+use perennial_runtime::logs::{LogLine, LogReader, ReadOptions};
 use perennial_runtime::oci::ExecPlan;
 use perennial_runtime::user;
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ fn launch(context: &Context, wanted: &Wanted, detach: bool) -> Result<ExitCode> 
         let started = reports.started()?;
         match context.style {
             Style::Json => {
-                output::json(&json!({"container": wanted.name, "run": started.get("run"), "pid": started.get("pid")}))
+                output::json(&json!({"container": wanted.name, "run": started.get("run"), "pid": started.get("pid")}));
             }
             Style::Text => output::line(format!("{} is running", wanted.name)),
         }
@@ -454,7 +454,7 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
         .transpose()
         .map_err(|error: perennial_core::time::ParseTimeError| Failure::new(Code::Usage, error))?;
     let mut reader = LogReader::open(&context.engine.log_dir(&id).join("log"));
-    let show = |line: &perennial_runtime::logs::LogLine| {
+    let show = |line: &LogLine| {
         let mut text = String::from_utf8_lossy(&line.text).into_owned();
         if args.timestamps {
             text = format!("{} {text}", line.at);
@@ -464,15 +464,22 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
     for line in reader.read_all(&ReadOptions { tail: args.tail, since })? {
         show(&line);
     }
-    while args.follow {
-        let is_running = context.engine.container(&id)?.value.phase.run().is_some();
+    if args.follow {
+        follow(context, &id, &mut reader, &show)?;
+    }
+    Ok(())
+}
+
+/// Shows what is appended until the container has ended and everything has been shown.
+fn follow(context: &Context, id: &ContainerId, reader: &mut LogReader, show: &dyn Fn(&LogLine)) -> Result<()> {
+    loop {
+        let is_running = context.engine.container(id)?.value.phase.run().is_some();
         while let Some(line) = reader.next_line()? {
             show(&line);
         }
         if !is_running {
-            break;
+            return Ok(());
         }
         clock::wait(FOLLOW_PAUSE);
     }
-    Ok(())
 }

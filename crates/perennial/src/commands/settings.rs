@@ -3,7 +3,9 @@
 use crate::cli::args::{SettingsArgs, TerminalArgs};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::generations::Policy;
-use perennial_core::process::{self, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume};
+use perennial_core::process::{
+    self, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
+};
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits};
 use std::fmt::Display;
 
@@ -102,7 +104,7 @@ pub fn change_policy(
     }
     match keep_bytes {
         Some("none") => policy.keep_bytes = None,
-        Some(text) => policy.keep_bytes = Some(option("keep-bytes", parse_memory_bytes(text))?),
+        Some(text) => policy.keep_bytes = Some(option("keep-bytes", parse_bytes(text))?),
         None => {}
     }
     if let Some(text) = good_after {

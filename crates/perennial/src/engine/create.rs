@@ -1,4 +1,4 @@
-//! Containers that do not run: make, set, fork, rebase, remove.
+//! Containers that do not run: make, set, fork, remove.
 
 use super::records::{Doc, Note};
 use super::{Engine, random};
@@ -6,11 +6,11 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
 use perennial_core::generations::choose::{Selector, choose};
 use perennial_core::generations::{Generation, Health, Kind, Policy, Queue};
-use perennial_core::id::{ContainerId, ContainerName, LayerId, Seq};
+use perennial_core::id::{ContainerId, ContainerName, Seq};
 use perennial_core::spec::ContainerSpec;
 use perennial_store::layer;
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 impl Engine {
     /// Makes a container that does not run yet.
@@ -172,17 +172,11 @@ impl Engine {
         for entry in self.events(&doc.value.id)? {
             transaction = transaction.delete(keys::event(&doc.value.id, entry.number));
         }
-        let own: BTreeSet<LayerId> = doc.value.queue.as_ref().map(Queue::layers).unwrap_or_default();
-        let referenced = self.referenced_layers(Some(&doc.value.id))?;
-        let freed: Vec<LayerId> = own.difference(&referenced).cloned().collect();
-        for id in &freed {
-            transaction = transaction.delete(keys::layer(id));
-        }
         self.records.commit(&transaction)?;
         drop(graph);
-        for id in &freed {
-            self.discard_layer(id)?;
-        }
+        // What only it used goes now; what an interruption leaves, the next collection finds.
+        self.free_unused()?;
+        layer::discard(&self.root, &self.log_dir(&doc.value.id), &format!("logs-{}", doc.value.id))?;
         lock.remove_file();
         self.empty_trash();
         Ok(())

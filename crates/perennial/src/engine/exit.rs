@@ -29,7 +29,7 @@ use std::time::Duration;
 /// How long one try to unmount lasts; what is left in the container's cgroup is killed before it (A17).
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 /// The OCI runtime where a container names none.
-const RUNTIME_DEFAULT: &str = "runc";
+pub const RUNTIME_DEFAULT: &str = "runc";
 /// Name of the file in a run's directory that says that nothing in it is to be kept.
 const DISPOSABLE: &str = "disposable";
 /// Bytes of the file that is given back when the disk is full, so that this fact can still be recorded (A34).

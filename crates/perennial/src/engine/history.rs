@@ -65,6 +65,9 @@ impl Engine {
         apply(queue, &planned)?;
         let image = queue.current().map(|generation| generation.image.clone());
         if let Some(image) = image {
+            if image != doc.value.image {
+                doc.value.image_name = self.name_of_image(&image)?;
+            }
             doc.value.image = image;
         }
         let note = Note {

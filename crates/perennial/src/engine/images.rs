@@ -222,6 +222,15 @@ impl Engine {
         Ok(if goes { Removed::Image(digest) } else { Removed::Name })
     }
 
+    /// Returns a name of an image, or its digest where it has none.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn name_of_image(&self, digest: &Digest) -> Result<String> {
+        let named = self.tags()?.into_iter().find(|(_, of)| of == digest);
+        Ok(named.map_or_else(|| digest.to_string(), |(name, _)| name))
+    }
+
     fn refuse_needed(&self, text: &str, digest: &Digest) -> Result<()> {
         let mut needed_by = Vec::new();
         for doc in self.containers()? {
@@ -235,6 +244,8 @@ impl Engine {
                 needed_by.push(container.name.to_string());
             }
         }
+        let viewed = self.views()?.into_iter().map(|(_, view)| view.value).filter(|view| view.image == *digest);
+        needed_by.extend(viewed.map(|view| format!("the view on {}", view.target)));
         if needed_by.is_empty() {
             return Ok(());
         }

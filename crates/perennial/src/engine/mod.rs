@@ -1,32 +1,41 @@
 //! What the commands do, without how they are typed or printed.
 //!
 //! - [`records`]: typed records, changed by compare-and-swap.
-//! - [`create`]: containers that do not run yet; settings, forks, rebases, removal.
+//! - [`create`]: containers that do not run yet; settings, forks, removal.
+//! - [`rebase`]: the same state on another image.
 //! - [`start`]: from a request to a running process; runs in the supervisor.
 //! - [`exit`]: from the end of the last process to a committed generation.
 //! - [`recover`]: puts right what a process that died has left.
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
-//! - [`views`]: read-only views: browse, diff, copy out.
+//! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
+//! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
+//! - [`diagnose`]: every invariant over what is really there.
 //! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
+pub mod collect;
+pub mod copy_out;
 pub mod create;
+pub mod diagnose;
 pub mod exit;
 pub mod history;
 pub mod images;
 pub mod net;
+pub mod rebase;
 pub mod records;
 pub mod recover;
 pub mod settle;
 pub mod start;
 pub mod supervise;
+pub mod usage;
 pub mod views;
 
 use crate::clock;
-use crate::failure::Result;
+use crate::failure::{Code, Failure, Result};
 use perennial_core::time::Time;
+use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::sqlite::SqliteRecords;
 use perennial_store::root::Root;
 use std::path::Path;
@@ -49,6 +58,7 @@ impl Engine {
     /// Where the root or its records cannot be used; they are then as they were.
     pub fn open(path: &Path) -> Result<Self> {
         let root = Root::open_or_create(path, clock::now())?;
+        refuse_lost_records(&root)?;
         let records = SqliteRecords::open_or_create(&root.records_path())?;
         Ok(Self { root, records, actor: actor() })
     }
@@ -57,6 +67,26 @@ impl Engine {
     pub fn now(&self) -> Time {
         clock::now()
     }
+}
+
+/// Refuses a root whose record store is gone: a new one would hide every generation there is (A5), and SQLite would
+/// take the log of the lost one for a leftover and delete it. Only runs make deltas, and no run begins unrecorded.
+fn refuse_lost_records(root: &Root) -> Result<()> {
+    let path = root.records_path();
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.len() > 0) {
+        return Ok(());
+    }
+    let is_delta = |file: LayerFile| matches!(file.origin, LayerOrigin::Run { .. } | LayerOrigin::Merged { .. });
+    let has_run = std::fs::read_dir(root.path().join("runs"))?.next().is_some();
+    let mut layers = layer::list(root)?.into_iter();
+    if has_run || layers.any(|id| layer::describe(root, &id).is_ok_and(is_delta)) {
+        let message = format!("{} is missing or empty, although containers have run here", path.display());
+        return Err(Failure::new(Code::Damaged, message).hint(
+            "nothing was changed; put records.db back, together with records.db-wal where there is one, or restore \
+             them from a copy: the layers are not touched",
+        ));
+    }
+    Ok(())
 }
 
 /// Returns 8 random bytes from the kernel.

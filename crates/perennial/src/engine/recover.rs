@@ -102,6 +102,7 @@ impl Engine {
     /// # Errors
     /// Where the records cannot be read.
     pub fn recover_all(&self) -> Result<()> {
+        self.drop_stale_views()?;
         for doc in self.containers()? {
             if doc.value.phase.run().is_none() {
                 continue;
@@ -151,6 +152,7 @@ impl Engine {
     }
 }
 
-fn has_content(upper: &Path) -> bool {
+/// Whether an upper directory holds anything.
+pub fn has_content(upper: &Path) -> bool {
     tree::open_tree(upper).is_ok_and(|fd| tree::is_empty(fd.as_fd()).is_ok_and(|is_empty| !is_empty))
 }

@@ -134,15 +134,24 @@ impl Engine {
         let graph = self.root.lock_graph()?;
         let deltas: Vec<LayerId> =
             self.layers()?.into_iter().filter(|l| l.value.kind == LayerKind::Delta).map(|l| l.value.id).collect();
-        let freed = unused(&deltas, &self.referenced_layers(None)?);
+        let mut freed = Vec::new();
+        let mut locks = Vec::new();
+        for id in unused(&deltas, &self.referenced_layers(None)?) {
+            // A command may still be reading it; then it goes with the next collection.
+            if let Some(lock) = self.root.lock_layer(&id, LockMode::Exclusive, Wait::Never)? {
+                locks.push(lock);
+                freed.push(id);
+            }
+        }
         if freed.is_empty() {
             return Ok(freed);
         }
         let transaction = freed.iter().fold(Transaction::new(), |t, id| t.delete(keys::layer(id)));
         self.records.commit(&transaction)?;
         drop(graph);
-        for id in &freed {
-            self.discard_layer(id)?;
+        for (id, lock) in freed.iter().zip(locks) {
+            layer::discard(&self.root, &self.root.layer_dir(id), &format!("layer-{id}"))?;
+            lock.remove_file();
         }
         Ok(freed)
     }

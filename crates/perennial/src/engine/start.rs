@@ -49,12 +49,21 @@ pub struct PreparedRun {
     pub run: Run,
     /// Settings with what was asked for this run.
     pub spec: ContainerSpec,
-    /// The process to start; known once the union is mounted.
-    pub process: Option<Process>,
     /// Where the bundle is.
     pub bundle: PathBuf,
     /// Held for the supervisor's life: the run's, and the layers' it has mounted.
     pub locks: Vec<Lock>,
+}
+
+/// What to do where the settings and the state do not fit together.
+const UNCHANGED: &str =
+    "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
+
+impl PreparedRun {
+    /// The host name inside: the container's own name where its settings give none.
+    fn hostname(&self) -> String {
+        self.spec.hostname.clone().unwrap_or_else(|| self.doc.value.name.to_string())
+    }
 }
 
 impl Engine {
@@ -95,7 +104,7 @@ impl Engine {
         let note = Note { from: run.origin, ..Note::new("start", format!("run {}", run.id)) };
         self.save(&mut doc, Some(note))?;
         let bundle = self.root.run_dir(&run.id).join("bundle");
-        Ok((lock, PreparedRun { doc, run, spec, process: None, bundle, locks }))
+        Ok((lock, PreparedRun { doc, run, spec, bundle, locks }))
     }
 
     fn new_run(
@@ -128,7 +137,7 @@ impl Engine {
 
     /// Takes a shared lock of every layer, so that none is folded while it is mounted; a fold in progress is asked to
     /// give way.
-    fn share_layers(&self, layers: &[LayerId]) -> Result<Vec<Lock>> {
+    pub fn share_layers(&self, layers: &[LayerId]) -> Result<Vec<Lock>> {
         let mut locks = Vec::with_capacity(layers.len());
         for layer in layers {
             let mut lock = self.root.lock_layer(layer, LockMode::Shared, Wait::Never)?;
@@ -201,30 +210,41 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks up what the process needs in the mounted tree, connects the network and writes the bundle.
+    /// Looks up what the process needs in the mounted tree.
     ///
     /// # Errors
-    /// Where the settings do not fit the tree or the host; the caller undoes the start.
-    pub fn write_bundle(&self, prepared: &mut PreparedRun, command: &[String]) -> Result<()> {
+    /// Where the settings do not fit the tree; the caller undoes the start.
+    pub fn resolve_process(&self, prepared: &PreparedRun, command: &[String]) -> Result<Process> {
         let run = &prepared.run;
-        let directory = self.root.run_dir(&run.id);
-        let merged = directory.join("merged");
         let image = self.image(&run.image)?.value;
-        let spec = &prepared.spec;
-        let hostname = spec.hostname.clone().unwrap_or_else(|| prepared.doc.value.name.to_string());
-        let not_started = |failure: Failure| failure.code(Code::NotStarted);
-        let wanted = user_of(spec, &image.config).map_err(|error| not_started(error.into()))?;
+        let not_started = |failure: Failure| failure.code(Code::NotStarted).hint(UNCHANGED);
+        let wanted = user_of(&prepared.spec, &image.config).map_err(|error| not_started(error.into()))?;
+        let merged = self.root.run_dir(&run.id).join("merged");
         let user = user::lookup(&merged, &wanted).map_err(|error| not_started(error.into()))?;
         let command = (!command.is_empty()).then_some(command);
-        let facts = ProcessFacts { user, hostname: hostname.clone() };
-        let process = resolve(spec, &image.config, command, &facts).map_err(|error| not_started(error.into()))?;
+        let facts = ProcessFacts { user, hostname: prepared.hostname() };
+        resolve(&prepared.spec, &image.config, command, &facts).map_err(|error| not_started(error.into()))
+    }
+
+    /// Connects the network and writes the bundle.
+    ///
+    /// # Errors
+    /// Where the settings do not fit the host; the caller undoes the start.
+    pub fn write_bundle(
+        &self,
+        prepared: &PreparedRun,
+        process: &Process,
+        console_size: Option<(u16, u16)>,
+    ) -> Result<()> {
+        let run = &prepared.run;
+        let spec = &prepared.spec;
         let network = self.connect(run, spec.network)?;
         let resolv_conf = self.name_service(run, spec.network)?;
         let init = if spec.init { Some(bundle::find_init()?) } else { None };
         let plan = BundlePlan {
-            process: &process,
-            rootfs: &merged,
-            hostname: &hostname,
+            process,
+            rootfs: &self.root.run_dir(&run.id).join("merged"),
+            hostname: &prepared.hostname(),
             cgroups_path: &cgroup_of(&run.id),
             limits: &spec.limits,
             host: HostFacts {
@@ -235,10 +255,9 @@ impl Engine {
             volumes: &spec.volumes,
             resolv_conf: resolv_conf.as_deref(),
             init: init.as_ref(),
-            console_size: None,
+            console_size,
         };
         bundle::write(&plan, &prepared.bundle)?;
-        prepared.process = Some(process);
         Ok(())
     }
 

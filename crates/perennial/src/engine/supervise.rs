@@ -65,6 +65,8 @@ pub type Reporter<'a> = &'a mut dyn FnMut(Report<'_>);
 pub fn supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd>, report: Reporter<'_>) {
     if let Err(failure) = try_supervise(engine, request, client, report) {
         report(Report::Failed(&failure));
+        // Where the start was undone, its directory is in the trash now.
+        engine.empty_trash();
     }
 }
 
@@ -132,9 +134,12 @@ fn start(
     let watch = Stopwatch::start();
     engine.mount_run(prepared)?;
     report(Report::Timing { stage: "mounted", took: watch.elapsed() });
-    engine.write_bundle(prepared, &request.command)?;
+    let process = engine.resolve_process(prepared, &request.command)?;
+    let mut session = Session::open(session_config(engine, prepared, &process, client)?)?;
+    // The client says first how large its terminal is, so that the process never sees one of size nothing.
+    let console_size = session.console_size();
+    engine.write_bundle(prepared, &process, console_size)?;
     let runtime = engine.runtime(prepared.spec.runtime.as_deref())?;
-    let mut session = Session::open(session_config(engine, prepared, client)?)?;
     let id = prepared.run.id.clone();
     let cgroup = cgroup_of(&prepared.run.id);
     let watch = Stopwatch::start();
@@ -172,10 +177,12 @@ fn start_failure(failure: &StartFailure) -> Failure {
     Failure::new(code, failure).hint("nothing has changed: the generations are as they were")
 }
 
-fn session_config(engine: &Engine, prepared: &PreparedRun, client: Option<OwnedFd>) -> Result<SessionConfig> {
-    let Some(process) = &prepared.process else {
-        return Err(Failure::new(Code::Failed, "the run has no process"));
-    };
+fn session_config(
+    engine: &Engine,
+    prepared: &PreparedRun,
+    process: &Process,
+    client: Option<OwnedFd>,
+) -> Result<SessionConfig> {
     let logs = engine.log_dir(&prepared.doc.value.id);
     std::fs::create_dir_all(&logs)?;
     let health = prepared.spec.health.clone().map(|check| health_plan(check, process)).transpose()?;

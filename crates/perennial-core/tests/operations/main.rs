@@ -1,0 +1,6 @@
+//! What the core decides about whole stores: rebase, collection, use of space, the machine.
+
+mod collect;
+mod host;
+mod rebase;
+mod usage;

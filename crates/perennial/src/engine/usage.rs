@@ -1,0 +1,75 @@
+//! `df`: what takes space in a root.
+
+use super::Engine;
+use crate::failure::Result;
+use perennial_core::generations::Queue;
+use perennial_core::host::SpaceFacts;
+use perennial_core::id::{ContainerName, RunId};
+use perennial_core::usage::{Usage, UsageFacts, usage};
+use perennial_store::tree;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+/// What takes space, and what is left.
+#[derive(Debug)]
+pub struct DiskUse {
+    /// Layers.
+    pub usage: Usage,
+    /// What runs have changed so far, as far as it can be read while they change it.
+    pub runs: Vec<(ContainerName, RunId, Option<u64>)>,
+    /// What waits to be unlinked.
+    pub trash_bytes: u64,
+    /// What the file system has left.
+    pub space: SpaceFacts,
+}
+
+impl Engine {
+    /// Adds up what takes space.
+    ///
+    /// # Errors
+    /// Where the records or the file system cannot be read.
+    pub fn disk_use(&self) -> Result<DiskUse> {
+        let mut facts = UsageFacts::default();
+        facts.layers = self.layers()?.into_iter().map(|doc| (doc.value.id, doc.value.bytes)).collect();
+        let images = self.images()?.into_iter();
+        facts.images = images.map(|doc| (doc.value.digest, doc.value.layers.into_iter().collect())).collect();
+        let mut runs = Vec::new();
+        let mut containers: Vec<_> = self.containers()?.into_iter().map(|doc| doc.value).collect();
+        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        for container in containers {
+            if let Some(run) = container.phase.run() {
+                let bytes = bytes_in(&self.root.run_dir(&run.id).join("upper"));
+                runs.push((container.name.clone(), run.id.clone(), bytes));
+            }
+            facts.containers.push((container.name, container.queue.as_ref().map(Queue::layers).unwrap_or_default()));
+        }
+        Ok(DiskUse {
+            usage: usage(&facts),
+            runs,
+            trash_bytes: bytes_in(&self.root.trash_dir()).unwrap_or(0),
+            space: self.space()?,
+        })
+    }
+
+    /// Returns what the root's file system has left.
+    ///
+    /// # Errors
+    /// Where it does not tell.
+    pub fn space(&self) -> Result<SpaceFacts> {
+        let stat = rustix::fs::statvfs(self.root.path())?;
+        Ok(SpaceFacts {
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total_inodes: stat.f_files,
+            free_inodes: stat.f_favail,
+        })
+    }
+}
+
+/// Bytes in a tree without its root directory; nothing where it changes too fast to be walked.
+fn bytes_in(path: &Path) -> Option<u64> {
+    let root = tree::open_tree(path).ok()?;
+    let own = rustix::fs::fstat(&root).ok()?;
+    let own = u64::try_from(own.st_blocks).unwrap_or(0).saturating_mul(512);
+    Some(tree::measure(root.as_fd()).ok()?.bytes.saturating_sub(own))
+}
