@@ -98,6 +98,22 @@ impl Failure {
         self
     }
 
+    /// Returns what to do about it; where nothing better is known, where to look.
+    pub fn advice(&self) -> &str {
+        if let Some(hint) = &self.hint {
+            return hint;
+        }
+        match self.code {
+            Code::Usage => "`perennial COMMAND --help` shows how it is written",
+            Code::NotFound => "`perennial ps` and `perennial image ls` list what there is",
+            Code::Conflict => "`perennial ps` shows its state",
+            Code::Host => "`perennial doctor` shows what this machine lacks",
+            Code::Damaged | Code::Failed => "`perennial doctor` looks for what is wrong",
+            Code::ExitIncomplete => "nothing is lost; saving it is tried again by itself",
+            Code::NotStarted | Code::NotExecutable | Code::CommandNotFound => "the generations are as they were",
+        }
+    }
+
     /// Returns the message and its causes on one line.
     pub fn one_line(&self) -> String {
         format!("{:#}", self.error)
@@ -120,6 +136,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 /// Finds exit code and hint for errors of the other crates, so that they need not know of either.
 fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
+    use perennial_core::format::DecodeError;
     use perennial_core::generations::choose::ChooseError;
     use perennial_runtime::oci::OciError;
     use perennial_store::records::RecordError;
@@ -142,7 +159,14 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
                 RootError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                     (Code::Host, Some("run it as root, or give another directory with --root".into()))
                 }
-                RootError::Format { .. } => (Code::Damaged, None),
+                RootError::Format { source, .. } => match source {
+                    DecodeError::NewerVersion { .. } | DecodeError::UnknownFlag { .. } => {
+                        (Code::Host, Some("nothing was changed; use the release that wrote this root, or a newer one".into()))
+                    }
+                    DecodeError::TooLarge { .. } | DecodeError::Damaged { .. } | DecodeError::OtherFormat { .. } => {
+                        (Code::Damaged, Some("nothing was changed; restore format.json from a copy".into()))
+                    }
+                },
                 RootError::Foreign { .. } | RootError::Nested { .. } | RootError::NotADirectory { .. } => {
                     (Code::Usage, Some("give another directory with --root".into()))
                 }

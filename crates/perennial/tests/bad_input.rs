@@ -4,8 +4,8 @@ mod stage;
 
 use anyhow::{Result, ensure};
 use perennial_testkit::cli::Perennial;
-use perennial_testkit::host::run;
-use stage::{MODES, Stage, complains, texts, write};
+use perennial_testkit::host::{run, wait_until};
+use stage::{MODES, SOON, Stage, complains, texts, write};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -275,7 +275,7 @@ fn missing_layer_of_the_image_stops_every_start_on_it() -> Result<()> {
     assert!(stage.seqs("new")?.is_empty());
     // Importing the same image again mends it.
     stage.import(stage::box_tar()?, "box")?;
-    fs::rename(stage.path("aside"), &tree)?;
+    stage.run(&["run", "new", "--", "true"])?.ok()?;
     assert_eq!(stage.sh_ok("web", "cat /root/f")?, "2\n");
     Ok(())
 }
@@ -328,7 +328,8 @@ fn file_system_that_cannot_hold_an_upper_is_named() -> Result<()> {
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &merged]))?;
     let tried = start_on(&Perennial::at(env!("CARGO_BIN_EXE_perennial"), dirs[3].join("root")));
-    run(Command::new("umount").arg("-R").arg(&merged))?;
+    // The supervisor of the failed start may still be on its way out.
+    wait_until("it can be unmounted", SOON, || Ok(run(Command::new("umount").arg("-R").arg(&merged)).is_ok()))?;
     tried
 }
 

@@ -3,7 +3,7 @@
 use super::{LogConfig, LogError, Stream, rotated};
 use perennial_core::time::Time;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 
 /// The end of a log that is written to.
 #[derive(Debug)]
@@ -21,7 +21,11 @@ impl LogWriter {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(config: LogConfig) -> Result<Self, LogError> {
-        let opened = append(&config).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let opened = append(&config).and_then(|mut file| {
+            // An earlier run may have ended, or been cut off, within a line; what this one prints is not the rest of it.
+            file.write_all(&ends_of_open_lines(&config.path)?)?;
+            Ok((file.metadata()?.len(), file))
+        });
         let (bytes, file) = opened.map_err(|source| LogError::new("open", &config.path, source))?;
         Ok(Self { config, file, bytes, is_open: [false; 2] })
     }
@@ -83,6 +87,31 @@ impl LogWriter {
         self.is_open = [false; 2];
         Ok(())
     }
+}
+
+/// Bytes at the end of a log that are looked at for lines without an end; a piece of output is far smaller.
+const TAIL_BYTES: u64 = 256 * 1024;
+
+/// Returns the records that end the lines which the last records of either stream left open.
+fn ends_of_open_lines(path: &std::path::Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail)?;
+    let mut last = [None, None];
+    for line in tail.split(|byte| *byte == b'\n') {
+        let mut fields = line.splitn(4, |byte| *byte == b' ');
+        let (Some(at), Some(stream), Some(tag)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let [stdout, stderr] = &mut last;
+        let slot = if stream == Stream::Stderr.as_str().as_bytes() { stderr } else { stdout };
+        *slot = (tag == b"P").then_some([at, stream]);
+    }
+    let mut ends = Vec::new();
+    for [at, stream] in last.into_iter().flatten() {
+        ends.extend_from_slice(&[at, stream, b"F \n"].join(&b' '));
+    }
+    Ok(ends)
 }
 
 fn append(config: &LogConfig) -> io::Result<File> {

@@ -44,14 +44,12 @@ pub fn failure(failure: &Failure, style: Style) {
             for cause in failure.error.chain().skip(1) {
                 eprintln!("  because: {cause}");
             }
-            if let Some(hint) = &failure.hint {
-                eprintln!("  hint: {hint}");
-            }
+            eprintln!("  hint: {}", failure.advice());
         }
         Style::Json => {
             let causes: Vec<String> = failure.error.chain().skip(1).map(ToString::to_string).collect();
             let message = failure.error.to_string();
-            let value = json!({"error": {"code": failure.code.name(), "message": message, "causes": causes, "hint": failure.hint}});
+            let value = json!({"error": {"code": failure.code.name(), "message": message, "causes": causes, "hint": failure.advice()}});
             eprintln!("{value}");
         }
     }

@@ -18,6 +18,10 @@ use serde_json::{Value, json};
 pub fn import(context: &Context, source: &str, name: &str) -> Result<()> {
     let exists = |path: &std::path::Path| path.exists();
     let source = Source::parse(source, &exists).map_err(|error| Failure::new(Code::Usage, error))?;
+    if !source.path().exists() {
+        let message = format!("there is no {}", source.path().display());
+        return Err(Failure::new(Code::NotFound, message).hint(format!("look whether {source} is spelled right")));
+    }
     let bars = Bars::new(context.style);
     let doc =
         context.engine.import_image(&source, name, &bars).map_err(|failure| hint(failure, &source.to_string()))?;
@@ -30,10 +34,11 @@ fn hint(failure: Failure, source: &str) -> Failure {
     let is_missing = failure.error.chain().any(|cause| {
         matches!(cause.downcast_ref::<ImportError>(), Some(ImportError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound)
     });
-    if is_missing {
-        failure.code(Code::NotFound).hint(format!("look whether {source} is spelled right"))
-    } else {
-        failure
+    let failure = failure.while_doing(format!("cannot import {source}"));
+    match (is_missing, &failure.hint) {
+        (true, _) => failure.code(Code::NotFound).hint(format!("look whether {source} is spelled right")),
+        (false, None) => failure.hint("nothing was imported; `perennial image import --help` lists the kinds of sources"),
+        (false, Some(_)) => failure,
     }
 }
 

@@ -25,6 +25,8 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
         text.as_deref().map(|text| option(name, parse(text))).transpose()
     };
     let volumes = args.volume.iter().map(|text| option("volume", parse_volume(text))).collect::<Result<Vec<_>>>()?;
+    option("cap-add", process::capabilities(&args.cap_add, &[]))?;
+    option("cap-drop", process::capabilities(&[], &args.cap_drop))?;
     option("cap-add", process::capabilities(&args.cap_add, &args.cap_drop))?;
     if let Some(signal) = &args.stop_signal {
         option("stop-signal", signal.parse::<process::Signal>())?;

@@ -7,6 +7,7 @@ use perennial_core::container::{Container, Phase};
 use perennial_core::generations::choose::{Selector, choose};
 use perennial_core::generations::{Generation, Health, Kind, Policy, Queue};
 use perennial_core::id::{ContainerId, ContainerName, Seq};
+use perennial_core::image::Image;
 use perennial_core::spec::ContainerSpec;
 use perennial_store::layer;
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
@@ -133,8 +134,8 @@ impl Engine {
 
     /// Refuses a generation whose data is not all there; marks it damaged, so that the next one is offered (A29).
     pub fn check_intact(&self, name: &ContainerName, generation: &Generation) -> Result<()> {
-        let image = self.image(&generation.image)?.value;
-        for id in generation.layers.iter().chain(&image.layers) {
+        self.check_image_intact(&self.image(&generation.image)?.value)?;
+        for id in &generation.layers {
             if !layer::has_tree(&self.root, id) {
                 let seq = generation.seq;
                 return Err(Failure::new(
@@ -152,6 +153,17 @@ impl Engine {
                 .hint(format!("`perennial rollback {name} --to SEQ` goes to an intact generation")));
         }
         Ok(())
+    }
+
+    /// Refuses an image whose data is not all there: a run would see only a part of it.
+    ///
+    /// # Errors
+    /// Where a layer is missing.
+    pub fn check_image_intact(&self, image: &Image) -> Result<()> {
+        let Some(missing) = image.layers.iter().find(|id| !layer::has_tree(&self.root, id)) else { return Ok(()) };
+        let message = format!("image {} is damaged: its layer {missing} is missing on disk", image.digest);
+        Err(Failure::new(Code::Damaged, message)
+            .hint("nothing was changed; import or pull the same image again, and what builds on it works again"))
     }
 
     /// Removes a container with its generations. Layers that only it used go to the trash.

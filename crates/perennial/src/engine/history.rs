@@ -30,6 +30,7 @@ impl Engine {
             Target::To(selector) => plan(queue, selector)?,
             Target::Undo => plan_undo(queue).ok_or_else(|| {
                 Failure::new(Code::NotFound, format!("container {} has no rollback to undo", container.name))
+                    .hint(format!("`perennial events {}` shows what was done with it", container.name))
             })?,
         };
         if let Some(generation) = queue.get(planned.target) {

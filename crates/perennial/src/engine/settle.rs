@@ -167,10 +167,14 @@ impl Engine {
 
     /// Unlinks what is in the trash; what cannot be unlinked now will be later.
     pub fn empty_trash(&self) {
-        let Ok(Some(_lock)) = self.root.lock_trash() else { return };
-        let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return };
-        for entry in entries.flatten() {
-            tree::remove_tree(&entry.path()).ok();
+        // Whoever finds the lock taken leaves what it brought to the holder, so the holder looks again after letting go.
+        loop {
+            let Ok(Some(_lock)) = self.root.lock_trash() else { return };
+            let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return };
+            let removed = entries.flatten().filter(|entry| tree::remove_tree(&entry.path()).is_ok()).count();
+            if removed == 0 {
+                return;
+            }
         }
     }
 

@@ -56,7 +56,7 @@ pub struct PreparedRun {
 }
 
 /// What to do where the settings and the state do not fit together.
-const UNCHANGED: &str =
+pub const UNCHANGED: &str =
     "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
 
 impl PreparedRun {
@@ -84,8 +84,9 @@ impl Engine {
                 .hint(format!("choose one with `perennial rollback {name}`")));
         }
         let image = self.image(origin.as_ref().map_or(&doc.value.image, |generation| &generation.image))?.value;
-        if let Some(generation) = &origin {
-            self.check_intact(&name, generation)?;
+        match &origin {
+            Some(generation) => self.check_intact(&name, generation)?,
+            None => self.check_image_intact(&image)?,
         }
         let mut run = self.new_run(&doc.value, request, origin.as_ref(), &image)?;
         self.finish_interrupted_folds(&run.layers, &run.image_layers)?;

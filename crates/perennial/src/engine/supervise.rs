@@ -5,7 +5,7 @@
 
 use super::Engine;
 use super::exit::cgroup_of;
-use super::start::{PreparedRun, StartRequest};
+use super::start::{PreparedRun, StartRequest, UNCHANGED};
 use crate::clock::{self, Stopwatch};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event, Phase};
@@ -78,6 +78,7 @@ fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd
     let mut session = match started {
         Ok(started) => started,
         Err(failure) => {
+            let failure = not_started(failure);
             engine.undo_start(&mut prepared, &failure)?;
             return Err(failure);
         }
@@ -166,6 +167,15 @@ fn start(
     engine.save_even_if_full(&mut prepared.doc).ok();
     report(Report::Started { run: &id, pid: started.pid });
     Ok(session)
+}
+
+/// Gives a failure without a code of its own the one for starts, and the hint that nothing was lost.
+fn not_started(mut failure: Failure) -> Failure {
+    if failure.code == Code::Failed {
+        failure.code = Code::NotStarted;
+    }
+    failure.hint.get_or_insert_with(|| UNCHANGED.to_owned());
+    failure
 }
 
 fn start_failure(failure: &StartFailure) -> Failure {
