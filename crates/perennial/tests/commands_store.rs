@@ -15,14 +15,18 @@ use std::fs;
 fn findings(stage: &Stage, code: i32) -> Result<Vec<String>> {
     let run = stage.run(&["--json", "doctor"])?.code_is(code)?;
     let diagnosis: Value = run.json()?;
-    assert_eq!(diagnosis["ok"], json!(code == 0));
-    let list = diagnosis["findings"].as_array().ok_or_else(|| anyhow!("no findings in {diagnosis}"))?;
-    assert!(list.iter().all(|finding| !finding["hint"].as_str().unwrap_or_default().is_empty()), "{list:?}");
-    let shown = |f: &Value| {
-        let field = |name: &str| f[name].as_str().unwrap_or_default().to_owned();
-        format!("{} {}: {}", field("severity"), field("object"), field("message"))
-    };
-    Ok(list.iter().filter(|f| f["object"] != "host").map(shown).collect())
+    assert_eq!(diagnosis.get("ok"), Some(&json!(code == 0)));
+    let list = diagnosis.get("findings").and_then(Value::as_array);
+    let list = list.ok_or_else(|| anyhow!("no findings in {diagnosis}"))?;
+    let mut found = Vec::new();
+    for finding in list {
+        let object = text(finding, "/object")?;
+        assert!(!text(finding, "/hint")?.is_empty(), "{finding}");
+        if object != "host" {
+            found.push(format!("{} {object}: {}", text(finding, "/severity")?, text(finding, "/message")?));
+        }
+    }
+    Ok(found)
 }
 
 /// Kills the supervisor of a running container, as a crash would.
@@ -141,7 +145,13 @@ fn gc_frees_what_nothing_names_and_nothing_else() -> Result<()> {
     stage.quiet()?;
     let before = stage.state()?;
     let root = stage.root();
-    for path in ["layers/00000000000000ff/tree/x", "staging/part/x", "logs/00000000000000ee", "trash/old/x", "oci/00000000000000dd"] {
+    for path in [
+        "layers/00000000000000ff/tree/x",
+        "staging/part/x",
+        "logs/00000000000000ee",
+        "trash/old/x",
+        "oci/00000000000000dd",
+    ] {
         fs::create_dir_all(root.join(path))?;
     }
     write(root.join("locks/layer-00000000000000cc"), "")?;
@@ -174,7 +184,10 @@ fn df_counts_a_shared_layer_once() -> Result<()> {
     let found: Value = stage.json(&["df"])?;
     let bytes = |pointer: &str| found.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
     let [copy, web] = ["/containers/0", "/containers/1"].map(|at| bytes(&format!("{at}/bytes")));
-    assert_eq!((&found["containers"][0]["container"], &found["containers"][1]["container"]), (&json!("copy"), &json!("web")));
+    assert_eq!(
+        (&found["containers"][0]["container"], &found["containers"][1]["container"]),
+        (&json!("copy"), &json!("web"))
+    );
     assert!((300_000..400_000).contains(&web) && (500_000..700_000).contains(&copy), "{found:#}");
     assert_eq!((bytes("/containers/0/shared_bytes"), bytes("/containers/1/shared_bytes")), (web, web));
     assert_eq!(bytes("/containers_bytes"), copy, "the shared layer is in it once");
