@@ -15,14 +15,18 @@ use std::fs;
 fn findings(stage: &Stage, code: i32) -> Result<Vec<String>> {
     let run = stage.run(&["--json", "doctor"])?.code_is(code)?;
     let diagnosis: Value = run.json()?;
-    assert_eq!(diagnosis["ok"], json!(code == 0));
-    let list = diagnosis["findings"].as_array().ok_or_else(|| anyhow!("no findings in {diagnosis}"))?;
-    assert!(list.iter().all(|finding| !finding["hint"].as_str().unwrap_or_default().is_empty()), "{list:?}");
-    let shown = |f: &Value| {
-        let field = |name: &str| f[name].as_str().unwrap_or_default().to_owned();
-        format!("{} {}: {}", field("severity"), field("object"), field("message"))
-    };
-    Ok(list.iter().filter(|f| f["object"] != "host").map(shown).collect())
+    assert_eq!(diagnosis.get("ok"), Some(&json!(code == 0)));
+    let list = diagnosis.get("findings").and_then(Value::as_array);
+    let list = list.ok_or_else(|| anyhow!("no findings in {diagnosis}"))?;
+    let mut found = Vec::new();
+    for finding in list {
+        let object = text(finding, "/object")?;
+        assert!(!text(finding, "/hint")?.is_empty(), "{finding}");
+        if object != "host" {
+            found.push(format!("{} {object}: {}", text(finding, "/severity")?, text(finding, "/message")?));
+        }
+    }
+    Ok(found)
 }
 
 /// Kills the supervisor of a running container, as a crash would.

@@ -11,7 +11,7 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::Generation;
 use perennial_core::generations::choose::Selector;
-use perennial_core::id::ContainerName;
+use perennial_core::id::{ContainerName, Seq};
 use perennial_core::rebase::{Conflict, Difference};
 use perennial_store::tree::EntryPath;
 use perennial_store::tree::diff::{Change, ChangeKind};
@@ -19,14 +19,14 @@ use serde_json::{Value, json};
 
 /// What a generation is compared with.
 enum Other {
-    Generation(Box<Generation>),
+    Generation(Seq),
     Image,
 }
 
 impl Other {
     fn text(&self) -> String {
         match self {
-            Self::Generation(generation) => format!("generation {}", generation.seq),
+            Self::Generation(seq) => format!("generation {seq}"),
             Self::Image => "its image".to_owned(),
         }
     }
@@ -43,7 +43,7 @@ pub fn diff(context: &Context, args: &DiffArgs) -> Result<()> {
     let from = other(context, &container, &to, args.other.as_deref())?;
     let held = context.engine.hold_layers(&container.name, to.seq)?;
     let before = match &from {
-        Other::Generation(generation) => context.engine.hold_layers(&container.name, generation.seq)?,
+        Other::Generation(seq) => context.engine.hold_layers(&container.name, *seq)?,
         Other::Image => context.engine.hold_image(held.image.clone())?,
     };
     let (before, after): (Opened, Opened) = (context.engine.open_view(before)?, context.engine.open_view(held)?);
@@ -51,7 +51,7 @@ pub fn diff(context: &Context, args: &DiffArgs) -> Result<()> {
     match context.style {
         Style::Json => {
             let from = match &from {
-                Other::Generation(generation) => json!({"seq": generation.seq}),
+                Other::Generation(seq) => json!({"seq": seq}),
                 Other::Image => json!({"image": to.image}),
             };
             let list: Vec<Value> = changes.iter().map(change_json).collect();
@@ -90,7 +90,7 @@ fn other(context: &Context, container: &Container, to: &Generation, typed: Optio
             Selector::Seq(parent)
         }
     };
-    Ok(Other::Generation(Box::new(context.engine.chosen(container, Some(&seq))?.clone())))
+    Ok(Other::Generation(context.engine.chosen(container, Some(&seq))?.seq))
 }
 
 fn change_line(change: &Change) -> String {

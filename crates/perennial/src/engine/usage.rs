@@ -29,10 +29,12 @@ impl Engine {
     /// # Errors
     /// Where the records or the file system cannot be read.
     pub fn disk_use(&self) -> Result<DiskUse> {
-        let layers = self.layers()?.into_iter().map(|doc| (doc.value.id, doc.value.bytes)).collect();
-        let mut facts = UsageFacts { layers, ..UsageFacts::default() };
         let images = self.images()?.into_iter();
-        facts.images = images.map(|doc| (doc.value.digest, doc.value.layers.into_iter().collect())).collect();
+        let mut facts = UsageFacts {
+            layers: self.layers()?.into_iter().map(|doc| (doc.value.id, doc.value.bytes)).collect(),
+            images: images.map(|doc| (doc.value.digest, doc.value.layers.into_iter().collect())).collect(),
+            containers: Vec::new(),
+        };
         let mut runs = Vec::new();
         let mut containers: Vec<_> = self.containers()?.into_iter().map(|doc| doc.value).collect();
         containers.sort_by(|a, b| a.name.cmp(&b.name));
