@@ -23,7 +23,8 @@ pub fn trap_actor() -> Result<PathBuf> {
     // Some build scripts are run again when these change, and cargo sets them for tests but not for itself: then each
     // test run would build half of all crates twice.
     for (name, _) in std::env::vars_os() {
-        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+        {
             command.env_remove(name);
         }
     }

@@ -154,7 +154,8 @@ fn every_way_back(kind: FsKind) -> Result<()> {
             traps.returns("web", mode, left)?;
         }
     }
-    ensure!(traps.depth("web")? == left.len(), "layers have been merged behind the test's back");
+    // None of these runs changed anything, so none of them, unpacked or not, has added a layer.
+    ensure!(traps.depth("web")? == left.len(), "there are {} layers", traps.depth("web")?);
     Ok(())
 }
 
@@ -194,7 +195,7 @@ fn nothing_differs_after_eviction_has_folded_layers() -> Result<()> {
 }
 
 /// Runs of the container whose stack gets so deep that its layers are merged.
-const RUNS: u32 = 20;
+const RUNS: u32 = 18;
 
 /// Layers that generations still need one by one are merged by links when there are too many of them.
 #[test]

@@ -29,6 +29,16 @@ pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(OwnedFd::as_fd).collect()
 }
 
+/// Protects what is protected in any of the layers that a new one was made from.
+pub fn protect_like(layers: &[BorrowedFd<'_>], made: BorrowedFd<'_>) -> std::result::Result<(), TreeError> {
+    for layer in layers {
+        if tree::protect::is_marked(*layer)? {
+            return tree::protect::protect(made);
+        }
+    }
+    Ok(())
+}
+
 /// Removes the mark when the lock has been had.
 #[derive(Debug)]
 pub struct Yielding(PathBuf);
@@ -305,6 +315,7 @@ impl Engine {
         let target = tree::open_tree(&staging)?;
         let measure =
             tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Link, &mut |_| {})?;
+        protect_like(&borrow_all(&layers), target.as_fd())?;
         let origin = LayerOrigin::Merged { of: merged.to_vec() };
         let (bytes, entries) = (measure.bytes, measure.entries);
         layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at: self.now(), origin, bytes, entries })?;
