@@ -5,6 +5,8 @@
 //! the generation which that exit made. Both are listed through the mounted union, so what is deleted must be absent.
 //! What the file system at hand cannot make is printed and must be exactly what is expected of it.
 
+#![expect(clippy::print_stdout, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
