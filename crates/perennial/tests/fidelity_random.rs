@@ -3,7 +3,7 @@
 //!
 //! `PERENNIAL_FIDELITY_CASES` changes how many scripts are tried.
 
-#![expect(clippy::print_stdout, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+#![expect(clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
 
 mod stage;
 
