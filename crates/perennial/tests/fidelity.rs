@@ -5,6 +5,8 @@
 //! the generation which that exit made. Both are listed through the mounted union, so what is deleted must be absent.
 //! What the file system at hand cannot make is printed and must be exactly what is expected of it.
 
+#![expect(clippy::print_stdout, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
@@ -154,7 +156,8 @@ fn every_way_back(kind: FsKind) -> Result<()> {
             traps.returns("web", mode, left)?;
         }
     }
-    ensure!(traps.depth("web")? == left.len(), "layers have been merged behind the test's back");
+    // None of these runs changed anything, so none of them, unpacked or not, has added a layer.
+    ensure!(traps.depth("web")? == left.len(), "there are {} layers", traps.depth("web")?);
     Ok(())
 }
 
@@ -194,7 +197,7 @@ fn nothing_differs_after_eviction_has_folded_layers() -> Result<()> {
 }
 
 /// Runs of the container whose stack gets so deep that its layers are merged.
-const RUNS: u32 = 20;
+const RUNS: u32 = 18;
 
 /// Layers that generations still need one by one are merged by links when there are too many of them.
 #[test]

@@ -201,10 +201,13 @@ impl AttrIo {
                 xattrs.insert(name, value);
             }
         }
+        xattrs.remove(overlay::PROTECTED);
         let times = xattrs.remove(overlay::TIMES).and_then(|value| overlay::decode_times(&value));
         let (atime, mtime) = times.unwrap_or((stat.atime, stat.mtime));
         let flags = match target {
-            Target::Open(fd) => read_flags(fd).map_err(|errno| flag_error("read", path(), errno))?,
+            // In a layer the note and the flags say the same, and a copy begins with the note alone.
+            Target::Open(fd) if xattrs.contains_key(overlay::PROTATTR) => flags_of(fd, path)?.map(|f| f - FLAGS_LOCKED),
+            Target::Open(fd) => flags_of(fd, path)?,
             Target::Named(..) => None,
         };
         Ok(Attrs { mode: stat.mode & PERMISSIONS, uid: stat.uid, gid: stat.gid, atime, mtime, xattrs, flags })
@@ -254,7 +257,8 @@ impl AttrIo {
         let present =
             self.xattr_names(target).map_err(|errno| TreeError::system("list the attributes of", path(), errno))?;
         for name in present {
-            if !xattrs.contains_key(&name) && name.as_c_str() != LABEL_OF_THE_HOST {
+            let stays = [LABEL_OF_THE_HOST, overlay::PROTECTED].contains(&name.as_c_str());
+            if !xattrs.contains_key(&name) && !stays {
                 self.remove_xattr(target, &name)
                     .map_err(|errno| attribute_error("remove", &name.to_string_lossy(), path(), errno))?;
             }
@@ -320,6 +324,18 @@ pub fn unlock(fd: BorrowedFd<'_>) -> Result<(), Errno> {
         Some(flags) if flags.intersects(FLAGS_LOCKED) => write_flags(fd, IFlags::empty(), FLAGS_LOCKED),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Makes a file or directory immutable or append-only, or neither, as these flags say.
+///
+/// # Errors
+/// As `FS_IOC_SETFLAGS`.
+pub fn set_locks(fd: BorrowedFd<'_>, flags: IFlags) -> Result<(), Errno> {
+    write_flags(fd, flags, FLAGS_LOCKED)
+}
+
+fn flags_of(fd: BorrowedFd<'_>, path: &dyn Fn() -> EntryPath) -> Result<Option<IFlags>, TreeError> {
+    read_flags(fd).map_err(|errno| flag_error("read", path(), errno))
 }
 
 fn write_flags(fd: BorrowedFd<'_>, flags: IFlags, which: IFlags) -> Result<(), Errno> {

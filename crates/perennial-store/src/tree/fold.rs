@@ -18,6 +18,7 @@ use super::cursor::{Cursor, EntryStat, Name, read_names};
 use super::error::{EntryPath, PathTrail, TreeError};
 use super::measure::measure;
 use super::overlay;
+use super::protect;
 use super::remove::{rename_over, trash_at};
 use super::stack::kind_of;
 use perennial_core::tree::{Below, EntryKind, FoldAction, fold_step};
@@ -72,6 +73,25 @@ pub fn fold(
     trash: BorrowedFd<'_>,
     should_yield: &mut dyn FnMut() -> bool,
 ) -> Result<FoldOutcome, TreeError> {
+    let is_protected = protect::is_marked(layers.top)? || protect::is_marked(layers.bottom)?;
+    if !is_protected {
+        return fold_free(layers, trash, should_yield);
+    }
+    // Top's mark is the first to be set and the last to be cleared: it alone tells whether this was cut off.
+    protect::lift(layers.top)?;
+    protect::lift(layers.bottom)?;
+    let outcome = fold_free(layers, trash, should_yield);
+    protect::protect(layers.bottom)?;
+    protect::protect(layers.top)?;
+    outcome
+}
+
+/// Folds layers none of whose entries resists.
+fn fold_free(
+    layers: FoldLayers<'_>,
+    trash: BorrowedFd<'_>,
+    should_yield: &mut dyn FnMut() -> bool,
+) -> Result<FoldOutcome, TreeError> {
     let root = || EntryPath::from_bytes(Vec::new());
     let cursor = |fd| Cursor::new(fd).map_err(|error| error.at(root()));
     let mut io = AttrIo::default();
@@ -96,12 +116,16 @@ pub fn fold(
     folder.run(should_yield)
 }
 
-/// Returns whether a fold with this layer as `top` was cut off: times of directories are off until it is run again.
+/// Returns whether a fold with this layer as `top` was cut off: times of directories, and flags, are off until it is run
+/// again.
 ///
 /// # Errors
 /// If the layer's root cannot be read.
 pub fn is_interrupted(top: BorrowedFd<'_>) -> Result<bool, TreeError> {
     let root = || EntryPath::from_bytes(Vec::new());
+    if protect::is_lifted(top)? {
+        return Ok(true);
+    }
     let times = AttrIo::default().xattr(Target::Open(top), overlay::TIMES).map(|value| value.is_some());
     times.map_err(|errno| attribute_error("read", &overlay::TIMES.to_string_lossy(), root(), errno))
 }

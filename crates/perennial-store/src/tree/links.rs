@@ -61,20 +61,29 @@ impl<'a> Links<'a> {
         path: &dyn Fn() -> EntryPath,
     ) -> Result<(), TreeError> {
         let fail = |errno| TreeError::system("link", path(), errno);
-        let link = || linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty()).map_err(fail);
+        let try_link = || linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty());
         let Some(key) = stat.link_group() else {
             return match self.data {
                 Data::Copy => self.copier.copy(from, to, stat, path),
-                Data::Link => link(),
+                Data::Link => match try_link() {
+                    // A protected file takes no further name.
+                    Err(Errno::PERM) => self.copier.copy(from, to, stat, path),
+                    linked => linked.map_err(fail),
+                },
             };
         };
         match (self.groups.get(&key).copied(), self.data) {
-            (Some(Group::Linked), _) => link(),
-            (None, Data::Link) if stat.nlink <= LINKS_MAX => {
-                self.groups.insert(key, Group::Linked);
-                link()
-            }
+            (Some(Group::Linked), _) => try_link().map_err(fail),
             (None, Data::Link | Data::Copy) => {
+                if self.data == Data::Link && stat.nlink <= LINKS_MAX {
+                    match try_link() {
+                        Err(Errno::PERM) => {}
+                        linked => {
+                            self.groups.insert(key, Group::Linked);
+                            return linked.map_err(fail);
+                        }
+                    }
+                }
                 self.copier.copy(from, to, stat, path)?;
                 let staging = self.staging().map_err(fail)?;
                 linkat(to.dir, to.name, staging, staged(key), AtFlags::empty()).map_err(fail)?;

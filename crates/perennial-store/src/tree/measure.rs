@@ -19,6 +19,8 @@ pub struct Measure {
     pub whiteouts: u64,
     /// Private attributes of overlayfs that were removed.
     pub stripped: u64,
+    /// Entries that nobody may change, or only append to; see [`super::protect`].
+    pub protected: u64,
 }
 
 impl Measure {
@@ -81,10 +83,10 @@ pub fn measure(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
 /// If something cannot be read or removed, or is refused; the tree may be stripped in part then.
 pub fn measure_and_strip(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
     let mut counter = Counter::default();
-    let mut stripped = 0_u64;
+    let mut total = Measure::default();
     let mut io = AttrIo::default();
     walk(tree, Order::Listed, &mut |visit| {
-        let removed = match visit {
+        let found = match visit {
             Visit::NonDir(entry) => {
                 counter.add(entry.stat);
                 strip(&mut io, Target::Named(entry.dir, entry.name), &|| entry.path.join(entry.name))?
@@ -97,24 +99,26 @@ pub fn measure_and_strip(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
                 }
                 strip(&mut io, Target::Open(own), &|| path.here())?
             }
-            Visit::Leave { .. } => 0,
+            Visit::Leave { .. } => Measure::default(),
         };
-        stripped = stripped.saturating_add(removed);
+        total.stripped = total.stripped.saturating_add(found.stripped);
+        total.protected = total.protected.saturating_add(found.protected);
         Ok(())
     })?;
-    Ok(Measure { stripped, ..counter.measure() })
+    Ok(Measure { stripped: total.stripped, protected: total.protected, ..counter.measure() })
 }
 
-fn strip(io: &mut AttrIo, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> Result<u64, TreeError> {
+fn strip(io: &mut AttrIo, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> Result<Measure, TreeError> {
     let names = io.xattr_names(target).map_err(|errno| TreeError::system("list the attributes of", path(), errno))?;
-    let mut removed = 0_u64;
+    let mut found = Measure::default();
     for name in names {
+        found.protected = found.protected.saturating_add(u64::from(name.as_c_str() == overlay::PROTATTR));
         match overlay::rule(&name) {
             Rule::Keep => {}
             Rule::Strip => {
                 io.remove_xattr(target, &name)
                     .map_err(|errno| attribute_error("remove", &name.to_string_lossy(), path(), errno))?;
-                removed = removed.saturating_add(1);
+                found.stripped = found.stripped.saturating_add(1);
             }
             rule @ (Rule::OnlyOpaqueYes | Rule::Refuse) => {
                 let value = io.xattr(target, &name).map_err(|errno| read_error(&name, path(), errno))?;
@@ -124,5 +128,5 @@ fn strip(io: &mut AttrIo, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> R
             }
         }
     }
-    Ok(removed)
+    Ok(found)
 }

@@ -29,6 +29,7 @@ pub mod fold;
 mod links;
 pub mod measure;
 pub mod overlay;
+pub mod protect;
 pub mod remove;
 pub mod roots;
 pub mod stack;

@@ -14,11 +14,14 @@ pub const OPAQUE_YES: &[u8] = b"y";
 /// and no user can set it.
 pub const TIMES: &CStr = c"trusted.overlay.perennial_times";
 
+/// Says of a layer that it has entries with [`PROTATTR`], on its root; ours as well.
+pub const PROTECTED: &CStr = c"trusted.overlay.perennial_protected";
+
 const PREFIX: &[u8] = b"trusted.overlay.";
 /// What a user set inside a mount, escaped.
 const ESCAPED: &[u8] = b"trusted.overlay.overlay.";
 /// Where `chattr +i` and `+a` inside a mount are kept.
-const PROTATTR: &CStr = c"trusted.overlay.protattr";
+pub const PROTATTR: &CStr = c"trusted.overlay.protattr";
 /// Notes about the lower tree a layer was made over; wrong or refused by the kernel over a copy of it.
 const STRIPPED: [&CStr; 4] =
     [c"trusted.overlay.origin", c"trusted.overlay.uuid", c"trusted.overlay.impure", c"trusted.overlay.nlink"];
@@ -43,7 +46,7 @@ pub fn rule(name: &CStr) -> Rule {
         Rule::Keep
     } else if name == OPAQUE {
         Rule::OnlyOpaqueYes
-    } else if STRIPPED.contains(&name) || name == TIMES {
+    } else if STRIPPED.contains(&name) || name == TIMES || name == PROTECTED {
         Rule::Strip
     } else {
         Rule::Refuse

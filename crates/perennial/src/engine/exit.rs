@@ -100,6 +100,9 @@ impl Engine {
             return Ok(Frozen::Unchanged);
         }
         let measure = tree::measure_and_strip(tree::open_tree(&upper)?.as_fd())?;
+        if measure.protected > 0 {
+            tree::protect::protect(tree::open_tree(&upper)?.as_fd())?;
+        }
         let file = LayerFile {
             id: run.layer.clone(),
             created_at: exit.at,

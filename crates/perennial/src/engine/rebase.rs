@@ -170,6 +170,7 @@ impl Engine {
             let target = tree::open_tree(&staging)?;
             let measure =
                 tree::materialize(&borrow_all(&own), &borrow_all(&below), target.as_fd(), Data::Copy, &mut |_| {})?;
+            super::settle::protect_like(&borrow_all(&own), target.as_fd())?;
             let origin = LayerOrigin::Merged { of: layers.to_vec() };
             let (bytes, entries) = (measure.bytes, measure.entries);
             layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at: self.now(), origin, bytes, entries })?;

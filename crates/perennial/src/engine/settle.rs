@@ -38,6 +38,16 @@ pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
 const YIELDS_MAX: u32 = 200;
 const YIELD_PAUSE: Duration = Duration::from_millis(50);
 
+/// Protects what is protected in any of the layers that a new one was made from.
+pub fn protect_like(layers: &[BorrowedFd<'_>], made: BorrowedFd<'_>) -> std::result::Result<(), TreeError> {
+    for layer in layers {
+        if tree::protect::is_marked(*layer)? {
+            return tree::protect::protect(made);
+        }
+    }
+    Ok(())
+}
+
 /// What became of one step of background work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -407,6 +417,7 @@ impl Engine {
         let target = tree::open_tree(&staging)?;
         let measure =
             tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Link, &mut |_| {})?;
+        protect_like(&borrow_all(&layers), target.as_fd())?;
         let origin = LayerOrigin::Merged { of: merged.to_vec() };
         let (bytes, entries) = (measure.bytes, measure.entries);
         let created_at = self.now();

@@ -45,6 +45,7 @@ impl Deref for Stage {
 }
 
 impl Drop for Stage {
+    #[expect(clippy::print_stderr, reason = "a test that fails to clean up must say so")]
     fn drop(&mut self) {
         // A test that fails leaves containers running; what cannot be ended shows when the directory is removed.
         if let Err(error) = self.cli.clean_up() {
