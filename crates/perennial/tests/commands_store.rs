@@ -141,7 +141,13 @@ fn gc_frees_what_nothing_names_and_nothing_else() -> Result<()> {
     stage.quiet()?;
     let before = stage.state()?;
     let root = stage.root();
-    for path in ["layers/00000000000000ff/tree/x", "staging/part/x", "logs/00000000000000ee", "trash/old/x", "oci/00000000000000dd"] {
+    for path in [
+        "layers/00000000000000ff/tree/x",
+        "staging/part/x",
+        "logs/00000000000000ee",
+        "trash/old/x",
+        "oci/00000000000000dd",
+    ] {
         fs::create_dir_all(root.join(path))?;
     }
     write(root.join("locks/layer-00000000000000cc"), "")?;
@@ -174,7 +180,10 @@ fn df_counts_a_shared_layer_once() -> Result<()> {
     let found: Value = stage.json(&["df"])?;
     let bytes = |pointer: &str| found.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
     let [copy, web] = ["/containers/0", "/containers/1"].map(|at| bytes(&format!("{at}/bytes")));
-    assert_eq!((&found["containers"][0]["container"], &found["containers"][1]["container"]), (&json!("copy"), &json!("web")));
+    assert_eq!(
+        (&found["containers"][0]["container"], &found["containers"][1]["container"]),
+        (&json!("copy"), &json!("web"))
+    );
     assert!((300_000..400_000).contains(&web) && (500_000..700_000).contains(&copy), "{found:#}");
     assert_eq!((bytes("/containers/0/shared_bytes"), bytes("/containers/1/shared_bytes")), (web, web));
     assert_eq!(bytes("/containers_bytes"), copy, "the shared layer is in it once");

@@ -44,15 +44,15 @@ fn diff(stage: &Stage, args: &[&str]) -> Result<Vec<String>> {
 }
 
 const FIRST: &str = "echo 1 >/etc/own; mkdir -p /srv/d/e; echo 1 >/srv/d/e/f; echo x >/srv/t; rm /etc/os-release";
-const SECOND: &str = "echo longer >/etc/own; chmod 600 /srv/t; rm -r /srv/d/e; ln -s x /srv/d/e; touch /new; rm /etc/group";
+const SECOND: &str =
+    "echo longer >/etc/own; chmod 600 /srv/t; rm -r /srv/d/e; ln -s x /srv/d/e; touch /new; rm /etc/group";
 
 #[test]
 fn diff_lists_what_a_run_changed_with_its_kind() -> Result<()> {
     let stage = Stage::new()?;
     stage.sh_ok("web", FIRST)?;
     stage.sh_ok("web", SECOND)?;
-    let second =
-        ["D /etc/group", "M /etc/own", "A /new", "T /srv/d/e", "D /srv/d/e/f", "M /srv/t (metadata)"];
+    let second = ["D /etc/group", "M /etc/own", "A /new", "T /srv/d/e", "D /srv/d/e/f", "M /srv/t (metadata)"];
     assert_eq!(diff(&stage, &["web"])?, second, "the current generation against its parent");
     assert_eq!(diff(&stage, &["web@2", "1"])?, second);
     assert_eq!(
@@ -61,10 +61,7 @@ fn diff_lists_what_a_run_changed_with_its_kind() -> Result<()> {
         "the first generation against its image"
     );
     let back = diff(&stage, &["web@1", "2"])?;
-    assert_eq!(
-        back,
-        ["A /etc/group", "M /etc/own", "D /new", "T /srv/d/e", "A /srv/d/e/f", "M /srv/t (metadata)"]
-    );
+    assert_eq!(back, ["A /etc/group", "M /etc/own", "D /new", "T /srv/d/e", "A /srv/d/e/f", "M /srv/t (metadata)"]);
     assert!(diff(&stage, &["web", "image"])?.contains(&"A /srv/d/e".to_owned()));
     stage.sh_ok("web", "true")?;
     assert_eq!(diff(&stage, &["web"])?, [""; 0], "a run that changed nothing");
@@ -77,7 +74,10 @@ fn diff_says_in_json_what_text_cannot() -> Result<()> {
     stage.sh_ok("web", "echo 1 >/a; echo x >/m")?;
     stage.sh_ok("web", "echo 2 >/a; chmod 600 /m; touch \"$(printf '/b\\377')\"")?;
     let listed: Value = stage.json(&["diff", "web@2"])?;
-    assert_eq!((&listed["container"], &listed["from"], &listed["to"]), (&json!("web"), &json!({"seq": 1}), &json!({"seq": 2})));
+    assert_eq!(
+        (&listed["container"], &listed["from"], &listed["to"]),
+        (&json!("web"), &json!({"seq": 1}), &json!({"seq": 2}))
+    );
     let change = |path: &str| listed["changes"].as_array().unwrap().iter().find(|c| c["path"] == path).cloned();
     assert_eq!(change("/a"), Some(json!({"path": "/a", "kind": "M", "content": true, "metadata": true})));
     assert_eq!(change("/m"), Some(json!({"path": "/m", "kind": "M", "content": false, "metadata": true})));

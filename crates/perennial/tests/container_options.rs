@@ -212,7 +212,8 @@ fn kernel_is_masked_and_filtered_as_usual() -> Result<()> {
         ls -A /sys/firmware /proc/acpi | grep -v :; unshare -m true || echo refused";
     let said = said(&stage, "web", &[], script)?;
     assert!(said.starts_with("Seccomp:\t2\n") && said.ends_with("refused\n"), "{said}");
-    let mounts: Vec<&str> = said.lines().filter(|line| line.contains(" /proc/sys ") || line.contains(" /sys ")).collect();
+    let mounts: Vec<&str> =
+        said.lines().filter(|line| line.contains(" /proc/sys ") || line.contains(" /sys ")).collect();
     assert!(mounts.len() == 2 && mounts.iter().all(|line| line.contains(" ro,")), "{said}");
     assert_eq!(said.lines().filter(|line| !line.is_empty()).count(), 4, "what is masked is empty: {said}");
     Ok(())
@@ -221,7 +222,8 @@ fn kernel_is_masked_and_filtered_as_usual() -> Result<()> {
 #[test]
 fn init_is_process_one_and_reaps_orphans() -> Result<()> {
     let stage = Stage::new()?;
-    let orphan = "(sleep 0.1 &) ; sleep 0.5; cat /proc/1/cmdline | tr '\\0' ' '; echo; ps -o stat | grep -c Z; kill -TERM $$";
+    let orphan =
+        "(sleep 0.1 &) ; sleep 0.5; cat /proc/1/cmdline | tr '\\0' ' '; echo; ps -o stat | grep -c Z; kill -TERM $$";
     let run = stage.run(&["run", "web", "--image", "box", "--init", "--", "sh", "-c", orphan])?;
     // A shell that is not process 1 dies of its signal, and init passes that on.
     assert_eq!(run.code(), 143, "{run:?}");

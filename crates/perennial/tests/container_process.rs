@@ -95,7 +95,8 @@ fn ends_with(mut child: Child) -> Result<Option<i32>> {
 #[test]
 fn signals_to_the_command_go_to_the_process() -> Result<()> {
     let stage = Stage::new()?;
-    let signals = [(Signal::TERM, "TERM", 11), (Signal::INT, "INT", 12), (Signal::HUP, "HUP", 13), (Signal::USR1, "USR1", 14)];
+    let signals =
+        [(Signal::TERM, "TERM", 11), (Signal::INT, "INT", 12), (Signal::HUP, "HUP", 13), (Signal::USR1, "USR1", 14)];
     for (number, name, code) in signals {
         let script = format!("trap 'exit {code}' {name}; echo ready; sleep 1000 & wait; echo no");
         let output = stage.path(name);
@@ -222,7 +223,10 @@ fn followed_log_ends_with_the_run() -> Result<()> {
 fn log_files_are_bounded_and_rotated() -> Result<()> {
     const BYTES_MAX: u64 = 16 << 20;
     let stage = Stage::new()?;
-    stage.sh_ok("web", "yes 'a line of sixty-four bytes, which makes the counting rather easy.' | head -c 39000000; echo; echo end")?;
+    stage.sh_ok(
+        "web",
+        "yes 'a line of sixty-four bytes, which makes the counting rather easy.' | head -c 39000000; echo; echo end",
+    )?;
     let id = text(&stage.inspect("web")?, "/id")?.to_owned();
     let mut total = 0;
     let mut files = 0;

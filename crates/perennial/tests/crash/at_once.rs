@@ -3,10 +3,8 @@
 //!
 //! `PERENNIAL_ROUNDS` sets the number of mixed rounds, `PERENNIAL_SEED` repeats one series.
 
-mod crash;
-
+use crate::world::{IMAGE, Scratch, WAIT, World, script};
 use anyhow::{Context as _, Result, bail, ensure};
-use crash::{IMAGE, Scratch, WAIT, World, script};
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::host::{pause, wait_within};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
@@ -76,10 +74,13 @@ fn ensure_no_double_mount() -> Result<()> {
     Ok(())
 }
 
-/// How often the kernel said that an upper directory is in use twice, where its log can be read.
+/// How often the kernel said that an upper directory is in two unions, where its log can be read. (It says the same of a
+/// *lower* directory while another namespace that is just being made has a copy of an unmounted union.)
 fn kernel_complaints() -> usize {
     let output = std::process::Command::new("dmesg").output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).matches("is in-use").count()).unwrap_or_default()
+    output
+        .map(|output| String::from_utf8_lossy(&output.stdout).matches("upperdir is in-use").count())
+        .unwrap_or_default()
 }
 
 fn world() -> Result<(Scratch, World)> {
@@ -105,7 +106,10 @@ fn one_of_many_creates_wins() -> Result<()> {
     let (_scratch, world) = world()?;
     let ended = at_once(&world.perennial, &same(&["create", "c", "--image", IMAGE]))?;
     ensure!(ended.iter().filter(|ended| ended.code == 0).count() == 1, "{ended:?}");
-    ensure!(ended.iter().filter(|ended| ended.code == 4 && ended.err.contains("exists")).count() == AT_ONCE - 1, "{ended:?}");
+    ensure!(
+        ended.iter().filter(|ended| ended.code == 4 && ended.err.contains("exists")).count() == AT_ONCE - 1,
+        "{ended:?}"
+    );
     world.check_at_rest()?;
     Ok(())
 }
@@ -133,7 +137,8 @@ fn one_of_many_starts_wins_and_all_stops_end() -> Result<()> {
 #[test]
 fn many_runs_of_a_new_container_make_one() -> Result<()> {
     let (_scratch, world) = world()?;
-    let ended = at_once(&world.perennial, &same(&["run", "c", "--image", IMAGE, "--", "/bin/sh", "-c", "echo 1 >> /n"]))?;
+    let ended =
+        at_once(&world.perennial, &same(&["run", "c", "--image", IMAGE, "--", "/bin/sh", "-c", "echo 1 >> /n"]))?;
     let won = ended.iter().filter(|ended| ended.code == 0).count();
     ensure!(won >= 1 && ended.iter().all(|ended| ended.code == 0 || ended.code == 4), "{ended:?}");
     let shown = world.perennial.ok(&["run", "c", "--", "cat", "/n"])?;
@@ -151,7 +156,9 @@ fn many_rollbacks_forks_and_removals_agree() -> Result<()> {
     commands.extend((0..10).map(|number| words(&["fork", "c", &format!("f{}", number % 5)])));
     let ended = at_once(&world.perennial, &commands)?;
     ensure!(ended.iter().all(|ended| ended.code == 0 || ended.code == 4), "{ended:?}");
-    ensure!(ended.iter().filter(|ended| ended.code == 0 && ended.args.first().is_some_and(|a| a == "fork")).count() == 5);
+    ensure!(
+        ended.iter().filter(|ended| ended.code == 0 && ended.args.first().is_some_and(|a| a == "fork")).count() == 5
+    );
     let ended = at_once(&world.perennial, &same(&["rm", "c"]))?;
     ensure!(ended.iter().filter(|ended| ended.code == 0).count() == 1, "{ended:?}");
     ensure!(ended.iter().all(|ended| ended.code == 0 || ended.code == 3), "{ended:?}");
@@ -363,10 +370,16 @@ fn a_stray_in_the_containers_cgroup_is_killed() -> Result<()> {
     let mut child = stray(&world)?;
     let run = world.perennial.inspect("c")?.pointer("/run/id").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut moved = 0;
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
+    for hierarchy in
+        std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()])
+    {
         let list = hierarchy.join("perennial").join(&run).join("cgroup.procs");
         if list.exists() {
-            perennial_testkit::host::run(std::process::Command::new("sh").arg("-c").arg(format!("echo {} > {}", child.id(), list.display())))?;
+            perennial_testkit::host::run(std::process::Command::new("sh").arg("-c").arg(format!(
+                "echo {} > {}",
+                child.id(),
+                list.display()
+            )))?;
             moved += 1;
         }
     }
