@@ -69,8 +69,9 @@ impl Engine {
             staging: before.staging,
             ..after
         };
-        // Names whose content is still there.
-        for path in entries(&self.root.trash_dir())? {
+        // Names whose content is still there, unless somebody else is unlinking it right now.
+        let trash = self.root.lock_trash()?;
+        for path in entries(&self.root.trash_dir())?.into_iter().filter(|_| trash.is_some()) {
             done.failures.push(Failure::new(
                 crate::failure::Code::Failed,
                 format!("{} could not be unlinked completely", path.display()),
@@ -141,19 +142,10 @@ impl Engine {
         let Some(lock) = self.root.lock_run(run, Wait::Never)? else { return Ok(()) };
         let is_live = self.containers()?.iter().any(|doc| doc.value.phase.run().is_some_and(|live| live.id == *run));
         let directory = self.root.run_dir(run);
-        if is_live || has_content(&directory.join("upper")) {
+        if is_live || (!self.is_disposable(run) && has_content(&directory.join("upper"))) {
             return Ok(());
         }
-        if let Ok(runtime) = self.runtime(None) {
-            runtime.delete(run.as_str(), true)?;
-        }
-        let cgroup = Cgroup::at(&cgroup_of(run))?;
-        cgroup.kill_all(END_DEADLINE)?;
-        cgroup.remove()?;
-        self.disconnect(run)?;
-        mount::unmount(&directory.join("merged"), END_DEADLINE)?;
-        layer::discard(&self.root, &self.root.oci_dir().join(run.as_str()), &format!("oci-{run}"))?;
-        layer::discard(&self.root, &directory, &format!("run-{run}"))?;
+        self.release_run(run, None)?;
         lock.remove_file();
         Ok(())
     }

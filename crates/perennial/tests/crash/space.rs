@@ -1,9 +1,7 @@
 //! A full disk (row A34): exits wait for space and complete by themselves, starts are refused, nothing is lost.
 
-mod crash;
-
+use crate::world::{IMAGE, World};
 use anyhow::{Result, ensure};
-use crash::{IMAGE, World};
 use perennial_testkit::host::wait_until;
 use perennial_testkit::loopfs::{Filler, LoopFs};
 use serde_json::Value;
@@ -82,7 +80,7 @@ fn exits_complete_although_the_disk_filled_while_they_ran_and_their_supervisors_
     start_all(&world)?;
     let filler = fs.fill(0)?;
     // As after a crash of the machine's userland: nobody is left to complete the exits but the next command.
-    crash::kill_supervisors(&world)?;
+    crate::world::kill_supervisors(&world)?;
     for name in ["a", "b", "c"] {
         wait_until("recovery to find it", Duration::from_secs(20), || Ok(phase(&world, name)? == "ExitIncomplete"))?;
         ensure!(world.perennial.seqs(name)?.is_empty(), "{name} has a generation");

@@ -1,10 +1,8 @@
 //! The supervisor of a run killed at its system calls, or its container's init, or the command that started it (rows
 //! A17, A27, A28): what the run changed is in a generation, or the run had changed nothing.
 
-mod crash;
-
+use crate::world::{IMAGE, Scratch, WAIT, World, script};
 use anyhow::{Context as _, Result, ensure};
-use crash::{IMAGE, Scratch, WAIT, World, script};
 use perennial_testkit::host::{pause, wait_until, wait_within};
 use perennial_testkit::kill::{self, Fault, Outcome, Points, Scenario, Victim};
 use rustix::process::{Pid, Signal, kill_process};
@@ -220,7 +218,7 @@ fn what_a_run_changed_is_salvaged_when_its_supervisor_is_killed() -> Result<()> 
     wait_until("the run to write", Duration::from_secs(10), || {
         Ok(std::fs::read(merged.join("state")).is_ok_and(|text| text == b"waiting\n"))
     })?;
-    ensure!(crash::kill_supervisors(&world)? == 1, "not one supervisor");
+    ensure!(crate::world::kill_supervisors(&world)? == 1, "not one supervisor");
     world.check_at_rest()?;
     ensure!(kinds(&world)?.last() == Some(&(3, "salvage".into())), "{:?}", kinds(&world)?);
     let shown = world.perennial.ok(&["run", "c", "--", "cat", "/state"])?;

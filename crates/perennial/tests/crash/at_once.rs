@@ -3,10 +3,8 @@
 //!
 //! `PERENNIAL_ROUNDS` sets the number of mixed rounds, `PERENNIAL_SEED` repeats one series.
 
-mod crash;
-
+use crate::world::{IMAGE, Scratch, WAIT, World, script};
 use anyhow::{Context as _, Result, bail, ensure};
-use crash::{IMAGE, Scratch, WAIT, World, script};
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::host::{pause, wait_within};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
@@ -76,10 +74,13 @@ fn ensure_no_double_mount() -> Result<()> {
     Ok(())
 }
 
-/// How often the kernel said that an upper directory is in use twice, where its log can be read.
+/// How often the kernel said that an upper directory is in two unions, where its log can be read. (It says the same of a
+/// *lower* directory while another namespace that is just being made has a copy of an unmounted union.)
 fn kernel_complaints() -> usize {
     let output = std::process::Command::new("dmesg").output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).matches("is in-use").count()).unwrap_or_default()
+    output
+        .map(|output| String::from_utf8_lossy(&output.stdout).matches("upperdir is in-use").count())
+        .unwrap_or_default()
 }
 
 fn world() -> Result<(Scratch, World)> {

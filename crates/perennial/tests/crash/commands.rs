@@ -3,10 +3,8 @@
 //!
 //! `PERENNIAL_KILL_EVERY=1` takes every system call; see `perennial_testkit::kill`.
 
-mod crash;
-
+use crate::world::{IMAGE, Scratch, WAIT, World, script, small_rootfs};
 use anyhow::{Context as _, Result, ensure};
-use crash::{IMAGE, Scratch, WAIT, World, script, small_rootfs};
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::kill::{self, Fault, Outcome, Points, Scenario, Victim};
 use serde_json::Value;
@@ -208,9 +206,8 @@ fn run_of_a_new_container() -> Result<()> {
     let script = script(1);
     let args = ["run", "c", "--image", IMAGE, "--", "/bin/sh", "-c", &script];
     kill_everywhere(Before::Image, &args, |state| {
-        let phase = state.pointer("/containers/c/phase").and_then(Value::as_str);
-        let list = state.pointer("/containers/c/generations").and_then(Value::as_array);
-        phase == Some("Created") && list.is_some_and(Vec::is_empty)
+        // Not started yet; or started without its command, and stopped by the check before it had done everything.
+        state.pointer("/containers/c/generations").and_then(Value::as_array).is_some_and(|list| list.len() <= 1)
     })
 }
 

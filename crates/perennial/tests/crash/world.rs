@@ -22,27 +22,27 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// Name of the image in every root.
-pub const IMAGE: &str = "small";
+pub(crate) const IMAGE: &str = "small";
 /// Longest time for everything to come to rest after a kill.
 const REST: Duration = Duration::from_secs(40);
 
 /// A file system in memory, on which a test makes many roots.
 #[derive(Debug)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     home: TempDir,
     next: AtomicU32,
 }
 
 impl Scratch {
     /// Mounts it.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let home = TempDir::with_prefix("perennial-crash-")?;
         run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1g,mode=0700", "crash"]).arg(home.path()))?;
         Ok(Self { home, next: AtomicU32::new(0) })
     }
 
     /// Returns a path that nothing uses yet.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.home.path().join(format!("site{}", self.next.fetch_add(1, Ordering::Relaxed)))
     }
 }
@@ -55,7 +55,7 @@ impl Drop for Scratch {
 }
 
 /// Makes a root file system of a static shell with the few commands the scripts need.
-pub fn small_rootfs(dir: &Path) -> Result<()> {
+pub(crate) fn small_rootfs(dir: &Path) -> Result<()> {
     for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "keep"] {
         fs::create_dir_all(dir.join(name))?;
     }
@@ -68,14 +68,14 @@ pub fn small_rootfs(dir: &Path) -> Result<()> {
 
 /// A root in which a test works.
 #[derive(Debug)]
-pub struct World {
+pub(crate) struct World {
     /// The command on this root.
-    pub perennial: Perennial,
+    pub(crate) perennial: Perennial,
 }
 
 impl World {
     /// Makes a root with the image at `path`.
-    pub fn with_image(path: &Path) -> Result<Self> {
+    pub(crate) fn with_image(path: &Path) -> Result<Self> {
         let world = Self { perennial: Perennial::new(path)? };
         let rootfs = tempfile::tempdir()?;
         small_rootfs(rootfs.path())?;
@@ -84,7 +84,7 @@ impl World {
     }
 
     /// Adds the container `name` with `runs` generations, made by [`script`].
-    pub fn add_container(&self, name: &str, keep: u32, runs: u64) -> Result<()> {
+    pub(crate) fn add_container(&self, name: &str, keep: u32, runs: u64) -> Result<()> {
         self.ok(&["create", name, "--image", IMAGE, "--keep", &keep.to_string(), "--", "/bin/sh", "-c", WAIT])?;
         for number in 1..=runs {
             self.ok(&["start", name, "--", "/bin/sh", "-c", &script(number)])?;
@@ -93,25 +93,25 @@ impl World {
     }
 
     /// Copies this root, at rest, to `path`.
-    pub fn copy(&self, path: &Path) -> Result<Self> {
+    pub(crate) fn copy(&self, path: &Path) -> Result<Self> {
         run(Command::new("cp").arg("-a").arg(self.perennial.root()).arg(path))?;
         Ok(Self { perennial: Perennial::new(path)? })
     }
 
     /// Runs a command that must succeed.
-    pub fn ok(&self, args: &[&str]) -> Result<()> {
+    pub(crate) fn ok(&self, args: &[&str]) -> Result<()> {
         self.perennial.ok(args).map(drop)
     }
 
     /// Returns the phase of a container, as `ps` shows it.
-    pub fn phases(&self) -> Result<BTreeMap<String, String>> {
+    pub(crate) fn phases(&self) -> Result<BTreeMap<String, String>> {
         let listed: Value = self.perennial.json(&["ps", "--all"])?;
         let text = |item: &Value, key: &str| item.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         Ok(listed.as_array().into_iter().flatten().map(|item| (text(item, "name"), text(item, "phase"))).collect())
     }
 
     /// Waits until `ps` shows a container in one of these phases.
-    pub fn wait_phase(&self, name: &str, wanted: &[&str], limit: Duration) -> Result<()> {
+    pub(crate) fn wait_phase(&self, name: &str, wanted: &[&str], limit: Duration) -> Result<()> {
         let end = now() + limit;
         loop {
             let phases = self.phases()?;
@@ -125,7 +125,7 @@ impl World {
     }
 
     /// Stops what runs, and waits until nothing of any run is left: by recovery, the supervisors and `gc`.
-    pub fn come_to_rest(&self) -> Result<()> {
+    pub(crate) fn come_to_rest(&self) -> Result<()> {
         let end = now() + REST;
         let runs = self.run_ids()?;
         loop {
@@ -150,7 +150,7 @@ impl World {
     }
 
     /// Returns the records of one kind.
-    pub fn records<T: DeserializeOwned>(&self, format: Format, prefix: &str) -> Result<Vec<T>> {
+    pub(crate) fn records<T: DeserializeOwned>(&self, format: Format, prefix: &str) -> Result<Vec<T>> {
         let path = self.perennial.root().join("records.db");
         if !path.exists() {
             return Ok(Vec::new());
@@ -161,19 +161,19 @@ impl World {
     }
 
     /// Returns the containers.
-    pub fn containers(&self) -> Result<Vec<Container>> {
+    pub(crate) fn containers(&self) -> Result<Vec<Container>> {
         self.records(Format::Container, keys::CONTAINERS)
     }
 
     /// Returns the ids of all runs that containers ever had, from their event logs.
-    pub fn run_ids(&self) -> Result<Vec<String>> {
+    pub(crate) fn run_ids(&self) -> Result<Vec<String>> {
         let entries: Vec<perennial_core::event::Entry> = self.records(Format::Event, "event/")?;
         let ids = entries.iter().filter_map(|entry| entry.detail.strip_prefix("run ").map(str::to_owned));
         Ok(ids.collect())
     }
 
     /// Checks what must be true of a root at rest, and returns what can be seen of its state.
-    pub fn check_at_rest(&self) -> Result<Value> {
+    pub(crate) fn check_at_rest(&self) -> Result<Value> {
         self.come_to_rest()?;
         self.ok(&["doctor"])?;
         let images: Vec<Image> = self.records(Format::Image, keys::IMAGES)?;
@@ -214,7 +214,7 @@ impl World {
     }
 
     /// What can be seen of the state, without ids and times: images, containers, generations and what they hold.
-    pub fn state(&self, containers: &[Container]) -> Result<Value> {
+    pub(crate) fn state(&self, containers: &[Container]) -> Result<Value> {
         let root = self.perennial.root();
         let tags = match root.join("records.db").exists() {
             true => SqliteRecords::open_or_create(&root.join("records.db"))?.list(keys::TAGS)?,
@@ -243,7 +243,7 @@ impl World {
     }
 
     /// What layers hold together, newest first: contents of files by path, without the image below.
-    pub fn union(&self, layers: &[LayerId]) -> Result<BTreeMap<String, String>> {
+    pub(crate) fn union(&self, layers: &[LayerId]) -> Result<BTreeMap<String, String>> {
         let mut shown = BTreeMap::new();
         for id in layers.iter().rev() {
             let tree = self.perennial.root().join("layers").join(id.as_str()).join("tree");
@@ -255,7 +255,7 @@ impl World {
 }
 
 /// Kills the supervisors of a root, as `kill -9` would.
-pub fn kill_supervisors(world: &World) -> Result<u32> {
+pub(crate) fn kill_supervisors(world: &World) -> Result<u32> {
     let root = world.perennial.root().to_string_lossy().into_owned();
     let mut killed = 0;
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -307,10 +307,10 @@ fn overlay(dir: &Path, at: &str, shown: &mut BTreeMap<String, String>) -> Result
 }
 
 /// What a container runs that has to be stopped: changes something, and waits.
-pub const WAIT: &str = "echo waiting > /state; trap 'exit 0' TERM; while true; do sleep 0.05; done";
+pub(crate) const WAIT: &str = "echo waiting > /state; trap 'exit 0' TERM; while true; do sleep 0.05; done";
 
 /// What run `number` of a container does: every kind of change that layers can show.
-pub fn script(number: u64) -> String {
+pub(crate) fn script(number: u64) -> String {
     let before = number.saturating_sub(1);
     format!(
         "echo {number} > /state; mkdir -p /d; echo {number} > /d/f{number}; rm -f /d/f{before}; \
