@@ -160,9 +160,10 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
                     (Code::Host, Some("run it as root, or give another directory with --root".into()))
                 }
                 RootError::Format { source, .. } => match source {
-                    DecodeError::NewerVersion { .. } | DecodeError::UnknownFlag { .. } => {
-                        (Code::Host, Some("nothing was changed; use the release that wrote this root, or a newer one".into()))
-                    }
+                    DecodeError::NewerVersion { .. } | DecodeError::UnknownFlag { .. } => (
+                        Code::Host,
+                        Some("nothing was changed; use the release that wrote this root, or a newer one".into()),
+                    ),
                     DecodeError::TooLarge { .. } | DecodeError::Damaged { .. } | DecodeError::OtherFormat { .. } => {
                         (Code::Damaged, Some("nothing was changed; restore format.json from a copy".into()))
                     }

@@ -26,17 +26,37 @@ fn unknown_names_are_not_found() -> Result<()> {
     let stage = two_generations()?;
     let name = "nobody";
     for args in [
-        &["start", name][..], &["run", name], &["stop", name], &["exec", name, "true"], &["attach", name],
-        &["logs", name], &["inspect", name], &["rm", name], &["rm", "--force", name], &["set", name, "--keep", "3"],
-        &["generations", name], &["rollback", name, "--to", "1"], &["rollback", name, "--undo"],
-        &["pin", "nobody@1"], &["unpin", "nobody@1"], &["mark", "nobody@1", "good"], &["fork", name, "twig"],
-        &["fork", "nobody@1", "twig"], &["events", name], &["image", "inspect", name], &["image", "rm", name],
-        &["create", "new", "--image", name], &["run", "new", "--image", name],
+        &["start", name][..],
+        &["run", name],
+        &["stop", name],
+        &["exec", name, "true"],
+        &["attach", name],
+        &["logs", name],
+        &["inspect", name],
+        &["rm", name],
+        &["rm", "--force", name],
+        &["set", name, "--keep", "3"],
+        &["generations", name],
+        &["rollback", name, "--to", "1"],
+        &["rollback", name, "--undo"],
+        &["pin", "nobody@1"],
+        &["unpin", "nobody@1"],
+        &["mark", "nobody@1", "good"],
+        &["fork", name, "twig"],
+        &["fork", "nobody@1", "twig"],
+        &["events", name],
+        &["image", "inspect", name],
+        &["image", "rm", name],
+        &["create", "new", "--image", name],
+        &["run", "new", "--image", name],
     ] {
         stage.refused_with(args, 3, &[name])?;
     }
     for args in [
-        &["rollback", "web", "--to", "9"][..], &["pin", "web@9"], &["mark", "web@9", "good"], &["fork", "web@9", "twig"],
+        &["rollback", "web", "--to", "9"][..],
+        &["pin", "web@9"],
+        &["mark", "web@9", "good"],
+        &["fork", "web@9", "twig"],
     ] {
         stage.refused_unchanged(args, 3, &["there is no generation 9", "1, 2"])?;
     }
@@ -54,23 +74,59 @@ fn words_that_are_not_valid_are_usage_errors() -> Result<()> {
         }
     }
     for args in [
-        &["rollback", "web", "--to", "0"][..], &["rollback", "web", "--to", "-1"], &["rollback", "web", "--to", "two"],
-        &["rollback", "web"], &["rollback", "web", "--to", "1", "--latest-good"], &["pin", "web"], &["pin", "web@"],
-        &["rollback", "web", "--at", "yesterday"], &["rollback", "web", "--at", "2026-13-01T00:00:00Z"],
-        &["rollback", "web", "--at", "2026-01-01"], &["rollback", "web", "--at", ""], &["mark", "web@1", "splendid"],
-        &["set", "web"], &["set", "web", "--keep", "0"], &["set", "web", "--keep", "-3"], &["set", "web", "--keep", "1001"],
-        &["set", "web", "--keep-bytes", "-5m"], &["set", "web", "--keep-bytes", "0"], &["set", "web", "--good-after", "x"],
-        &["start", "web", "--mode", "magic"], &["stop", "web", "--time", "-1"], &["frobnicate"], &["generations"], &[],
+        &["rollback", "web", "--to", "0"][..],
+        &["rollback", "web", "--to", "-1"],
+        &["rollback", "web", "--to", "two"],
+        &["rollback", "web"],
+        &["rollback", "web", "--to", "1", "--latest-good"],
+        &["pin", "web"],
+        &["pin", "web@"],
+        &["rollback", "web", "--at", "yesterday"],
+        &["rollback", "web", "--at", "2026-13-01T00:00:00Z"],
+        &["rollback", "web", "--at", "2026-01-01"],
+        &["rollback", "web", "--at", ""],
+        &["mark", "web@1", "splendid"],
+        &["set", "web"],
+        &["set", "web", "--keep", "0"],
+        &["set", "web", "--keep", "-3"],
+        &["set", "web", "--keep", "1001"],
+        &["set", "web", "--keep-bytes", "-5m"],
+        &["set", "web", "--keep-bytes", "0"],
+        &["set", "web", "--good-after", "x"],
+        &["start", "web", "--mode", "magic"],
+        &["stop", "web", "--time", "-1"],
+        &["frobnicate"],
+        &["generations"],
+        &[],
     ] {
         stage.refused_with(args, 2, &[])?;
     }
     for option in [
-        ["--keep", "0"], ["--keep-bytes", "99999999999999999999"], ["--memory", "-1"], ["--memory", "1k"],
-        ["--memory", "lots"], ["--cpus", "0"], ["--cpus", "-1"], ["--pids-limit", "-1"], ["--env", "NOVALUE"],
-        ["--env", "=x"], ["--workdir", "relative"], ["--volume", "/only-one"], ["--volume", "a:b"],
-        ["--volume", "/a:/../b"], ["--volume", "/a:/"], ["--volume", "/a:/b:rx"], ["--cap-add", "CAP_FLY"],
-        ["--cap-drop", "FLY"], ["--user", "a:b:c"], ["--user", ""], ["--stop-signal", "SIGNOTHING"],
-        ["--network", "wide"], ["--health-interval", "1s"], ["--good-after", "-1s"], ["--stop-timeout", "never"],
+        ["--keep", "0"],
+        ["--keep-bytes", "99999999999999999999"],
+        ["--memory", "-1"],
+        ["--memory", "1k"],
+        ["--memory", "lots"],
+        ["--cpus", "0"],
+        ["--cpus", "-1"],
+        ["--pids-limit", "-1"],
+        ["--env", "NOVALUE"],
+        ["--env", "=x"],
+        ["--workdir", "relative"],
+        ["--volume", "/only-one"],
+        ["--volume", "a:b"],
+        ["--volume", "/a:/../b"],
+        ["--volume", "/a:/"],
+        ["--volume", "/a:/b:rx"],
+        ["--cap-add", "CAP_FLY"],
+        ["--cap-drop", "FLY"],
+        ["--user", "a:b:c"],
+        ["--user", ""],
+        ["--stop-signal", "SIGNOTHING"],
+        ["--network", "wide"],
+        ["--health-interval", "1s"],
+        ["--good-after", "-1s"],
+        ["--stop-timeout", "never"],
     ] {
         let [name, value] = option;
         let joined = format!("{name}={value}");
@@ -138,7 +194,8 @@ fn damaged_record_store_is_named_and_left_alone() -> Result<()> {
     drop((fs::remove_file(records.with_extension("db-wal")), fs::remove_file(records.with_extension("db-shm"))));
     let garbage = vec![b'g'; 20_000];
     write(&records, &garbage)?;
-    for args in [&["ps"][..], &["run", "web", "--", "true"], &["rollback", "web", "--to", "1"], &["gc"], &["rm", "web"]] {
+    for args in [&["ps"][..], &["run", "web", "--", "true"], &["rollback", "web", "--to", "1"], &["gc"], &["rm", "web"]]
+    {
         stage.refused_with(args, 6, &["records.db"])?;
     }
     assert_eq!(fs::read(&records)?, garbage);
@@ -172,7 +229,9 @@ fn format_that_is_not_known_is_refused_by_name() -> Result<()> {
 
 #[test]
 fn damaged_layers_stop_the_start_that_needs_them() -> Result<()> {
-    for (number, damage) in [remove as fn(&Path) -> Result<()>, replace_by_file, replace_by_link].into_iter().enumerate() {
+    for (number, damage) in
+        [remove as fn(&Path) -> Result<()>, replace_by_file, replace_by_link].into_iter().enumerate()
+    {
         let stage = two_generations()?;
         let layer = texts(&stage.generation("web", 2)?, "/layers")?.remove(0);
         damage(&stage.root().join("layers").join(&layer).join("tree"))?;

@@ -37,7 +37,9 @@ fn hint(failure: Failure, source: &str) -> Failure {
     let failure = failure.while_doing(format!("cannot import {source}"));
     match (is_missing, &failure.hint) {
         (true, _) => failure.code(Code::NotFound).hint(format!("look whether {source} is spelled right")),
-        (false, None) => failure.hint("nothing was imported; `perennial image import --help` lists the kinds of sources"),
+        (false, None) => {
+            failure.hint("nothing was imported; `perennial image import --help` lists the kinds of sources")
+        }
         (false, Some(_)) => failure,
     }
 }
