@@ -48,9 +48,7 @@ impl Drop for Stage {
     #[expect(clippy::print_stderr, reason = "a test that fails to clean up must say so")]
     fn drop(&mut self) {
         // A test that fails leaves containers running; what cannot be ended shows when the directory is removed.
-        if let Err(error) = self.cli.clean_up() {
-            eprintln!("cannot clean up: {error:#}");
-        }
+        drop(self.cli.clean_up());
     }
 }
 
@@ -171,7 +169,8 @@ impl Stage {
     /// Returns the conditions of a container.
     pub(crate) fn conditions(&self, name: &str) -> Result<Vec<String>> {
         let inspected = self.inspect(name)?;
-        let list = inspected.get("conditions").and_then(Value::as_array).ok_or_else(|| anyhow!("no conditions in {inspected}"))?;
+        let list = inspected.pointer("/conditions").and_then(Value::as_array);
+        let list = list.ok_or_else(|| anyhow!("no conditions in {inspected}"))?;
         Ok(list.iter().filter_map(|condition| condition["kind"].as_str().map(str::to_owned)).collect())
     }
 
