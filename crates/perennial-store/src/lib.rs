@@ -6,6 +6,9 @@
 //!   records.db       containers, images, layers, events (SQLite, durable at each commit)
 //!   layers/<id>/     tree/ (an overlay upper that is never written again) and layer.json
 //!   runs/<id>/       upper, work, merged and bundle of one run
+//!   oci/             the OCI runtime's own state
+//!   logs/<id>/       what a container has printed
+//!   reserve          space to give back when the disk is full
 //!   locks/           files to lock; their content means nothing
 //!   staging/         layers that are being made
 //!   trash/           renamed here first, unlinked later

@@ -18,16 +18,16 @@ pub fn trap_actor() -> Result<PathBuf> {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let output = run(Command::new(cargo).args([
-        "build",
-        "--quiet",
-        "--bin",
-        "trap-actor",
-        "--message-format",
-        "json",
-        "--manifest-path",
-        manifest,
-    ]))?;
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--bin", "trap-actor", "--message-format", "json", "--manifest-path", manifest]);
+    // What cargo tells a test about its own crate would make build scripts run again, here and after the test.
+    for (name, _) in std::env::vars_os() {
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "LD_LIBRARY_PATH"];
+        if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            build.env_remove(name);
+        }
+    }
+    let output = run(&mut build)?;
     let text = String::from_utf8(output.stdout)?;
     let program = text.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;

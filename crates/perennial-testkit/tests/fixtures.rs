@@ -141,3 +141,16 @@ fn leaks_are_found() {
     }
     cli.assert_no_leaks(&["testkit-leak"]).unwrap();
 }
+
+#[test]
+fn minimal_debian_runs_the_actor() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = now();
+    perennial_testkit::actor::debian_oci(&dir.path().join("oci")).unwrap();
+    println!("Debian layout in {:?}", now() - started);
+    let (source, bundle) = (format!("{}:latest", dir.path().join("oci").display()), dir.path().join("bundle"));
+    run(Command::new("umoci").args(["unpack", "--image", &source]).arg(&bundle)).unwrap();
+    let rootfs = bundle.join("rootfs");
+    let output = run(Command::new("chroot").arg(&rootfs).args([perennial_testkit::actor::ACTOR, "cases"])).unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("whiteout"));
+}

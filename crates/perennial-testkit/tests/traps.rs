@@ -92,7 +92,7 @@ fn cases_without_their_capabilities_are_named_not_passed() {
     let root = disk.path().join("root");
     fs::create_dir(&root).unwrap();
     traps::build_lower(&root).unwrap();
-    let drop_them = "--bounding-set=-sys_admin,-linux_immutable";
+    let drop_them = "--bounding-set=-sys_admin,-linux_immutable,-mknod";
     let output = run(Command::new("setpriv")
         .arg(drop_them)
         .arg(actor::trap_actor().unwrap())
@@ -107,5 +107,5 @@ fn cases_without_their_capabilities_are_named_not_passed() {
     let impossible: BTreeSet<&str> =
         impossible(&performed).into_iter().filter(|name| *name != "xattr-selinux").collect();
     assert_eq!(impossible, needy);
-    assert_eq!(traps::capabilities(), ["LINUX_IMMUTABLE", "SYS_ADMIN"]);
+    assert_eq!(traps::capabilities(), ["LINUX_IMMUTABLE", "MKNOD", "SYS_ADMIN"]);
 }

@@ -195,23 +195,6 @@ fn a_run_without_space_at_one_step() -> Result<()> {
     kill_everywhere("a run without space at one step", &run, FULL)
 }
 
-fn pid_of(world: &World, wanted: &str) -> Result<i32> {
-    let end = Duration::from_secs(10);
-    let mut found = None;
-    wait_until(wanted, end, || {
-        for entry in std::fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let text = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).replace('\0', " ");
-            if text.contains(wanted) && text.contains(&*world.perennial.root().to_string_lossy()) {
-                found = Some(pid);
-            }
-        }
-        Ok(found.is_some())
-    })?;
-    found.context("no such process")
-}
-
 fn kill_hard(pid: i32) -> Result<()> {
     Ok(kill_process(Pid::from_raw(pid).context("odd process id")?, Signal::KILL)?)
 }
@@ -237,7 +220,7 @@ fn what_a_run_changed_is_salvaged_when_its_supervisor_is_killed() -> Result<()> 
     wait_until("the run to write", Duration::from_secs(10), || {
         Ok(std::fs::read(merged.join("state")).is_ok_and(|text| text == b"waiting\n"))
     })?;
-    kill_hard(pid_of(&world, "__supervise")?)?;
+    ensure!(crash::kill_supervisors(&world)? == 1, "not one supervisor");
     world.check_at_rest()?;
     ensure!(kinds(&world)?.last() == Some(&(3, "salvage".into())), "{:?}", kinds(&world)?);
     let shown = world.perennial.ok(&["run", "c", "--", "cat", "/state"])?;
@@ -279,7 +262,10 @@ fn a_killed_runtime_is_a_failed_start() -> Result<()> {
     let (scratch, world) = one_container()?;
     // A runtime that dies while it works, as from `kill -9` or for want of memory.
     let runtime = scratch.path();
-    perennial_testkit::host::write(&runtime, "#!/bin/sh\ncase \" $* \" in *' run '*) kill -9 $$;; esac\nexec runc \"$@\"\n")?;
+    perennial_testkit::host::write(
+        &runtime,
+        "#!/bin/sh\ncase \" $* \" in *' run '*) kill -9 $$;; esac\nexec runc \"$@\"\n",
+    )?;
     perennial_testkit::host::run(Command::new("chmod").arg("755").arg(&runtime))?;
     let path = runtime.to_string_lossy().into_owned();
     world.ok(&["create", "d", "--image", IMAGE, "--runtime", &path, "--", "/bin/sh", "-c", WAIT])?;

@@ -19,16 +19,23 @@ pub(super) struct Init {
     pub(super) started_at: Duration,
     kill_at: Option<Duration>,
     pub(super) is_stopping: bool,
+    /// Whether it has been reaped: its id may be another's from then on.
+    pub(super) has_ended: bool,
 }
 
 impl Init {
     pub(super) fn new(id: &str, pid: Pid, runtime: &OciRuntime) -> Self {
         let started_at = clock::monotonic();
-        Self { id: id.to_owned(), pid, runtime: runtime.clone(), started_at, kill_at: None, is_stopping: false }
+        let (id, runtime) = (id.to_owned(), runtime.clone());
+        Self { id, pid, runtime, started_at, kill_at: None, is_stopping: false, has_ended: false }
     }
 
-    /// Sends a signal. Init is a child of this process that has not been reaped, so its id cannot be another's.
+    /// Sends a signal, unless it has ended. Before that init is a child of this process that has not been reaped, so its
+    /// id cannot be another's.
     pub(super) fn signal(&self, signal: Signal) -> Result<(), String> {
+        if self.has_ended {
+            return Ok(());
+        }
         match rustix::process::Signal::from_named_raw(i32::from(signal.number())) {
             Some(named) => kill_process(self.pid, named).map_err(|errno| errno.to_string()),
             None => self.runtime.kill(&self.id, signal).map_err(|error| error.to_string()),
@@ -37,6 +44,9 @@ impl Init {
 
     /// Asks it to end; a second request can only bring the end nearer.
     pub(super) fn stop(&mut self, signal: Signal, timeout: Duration) -> Result<(), String> {
+        if self.has_ended {
+            return Ok(());
+        }
         let kill_at = clock::monotonic().saturating_add(timeout);
         self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
         self.is_stopping = true;

@@ -193,6 +193,9 @@ impl Session {
             }
             self.turn(on_event)?;
         };
+        if let Some(init) = &mut self.init {
+            init.has_ended = true;
+        }
         if let Some(checks) = &mut self.checks {
             checks.abort();
         }

@@ -48,6 +48,8 @@ pub fn stage_done(root: &Path) -> Option<u32> {
 pub enum Need {
     /// `chattr +i` and `+a`.
     LinuxImmutable,
+    /// Devices; whiteouts apart, which the kernel makes for anyone.
+    Mknod,
     /// `trusted.*` and `security.*` xattrs.
     SysAdmin,
 }
@@ -58,6 +60,7 @@ impl Need {
     pub fn capability(self) -> &'static str {
         match self {
             Self::LinuxImmutable => "LINUX_IMMUTABLE",
+            Self::Mknod => "MKNOD",
             Self::SysAdmin => "SYS_ADMIN",
         }
     }
@@ -68,7 +71,7 @@ impl Need {
 pub struct Case {
     /// Its name, and that of its directory.
     pub name: &'static str,
-    /// What it needs beyond the default capabilities (which have `MKNOD`, `SETFCAP`, `CHOWN`, `FOWNER`,
+    /// What it needs beyond the default capabilities (which have `SETFCAP`, `CHOWN`, `FOWNER`,
     /// `DAC_OVERRIDE` and `FSETID`).
     pub needs: &'static [Need],
     act: fn(&Site, u32) -> Result<()>,
@@ -94,8 +97,8 @@ pub const CASES: &[Case] = &[
     case("kind-changed", layers::kind_changed),
     case("links-new", layers::links_new),
     case("links-lower", layers::links_lower),
-    case("links-special", layers::links_special),
-    case("special-removed", layers::special_removed),
+    case_with("links-special", &[Need::Mknod], layers::links_special),
+    case_with("special-removed", &[Need::Mknod], layers::special_removed),
     case("rewrite-same-size-same-mtime", layers::rewrite_in_disguise),
     case("grow-and-shrink", layers::grow_and_shrink),
     case("sparse", layers::sparse),
@@ -104,7 +107,7 @@ pub const CASES: &[Case] = &[
     case("names", names::names),
     case("deep", names::deep),
     case("symlinks", names::symlinks),
-    case("sockets-and-devices", attributes::devices),
+    case_with("sockets-and-devices", &[Need::Mknod], attributes::devices),
     case("mode-only", attributes::mode_only),
     case("owner-only", attributes::owner_only),
     case("setuid", attributes::setuid),
@@ -122,7 +125,7 @@ pub const CASES: &[Case] = &[
     case_with("immutable", &[Need::LinuxImmutable], attributes::immutable),
     case_with("append-only", &[Need::LinuxImmutable], attributes::append_only),
     case_with("xattr-trusted", &[Need::SysAdmin], attributes::xattr_trusted),
-    case_with("xattr-on-special", &[Need::SysAdmin], attributes::xattr_on_special),
+    case_with("xattr-on-special", &[Need::Mknod, Need::SysAdmin], attributes::xattr_on_special),
     case_with("xattr-selinux", &[Need::SysAdmin], attributes::xattr_selinux),
     case_with("xattr-overlay", &[Need::SysAdmin], attributes::xattr_overlay),
 ];

@@ -20,6 +20,7 @@ use perennial_runtime::user;
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -148,6 +149,7 @@ fn spawn(context: &Context, wanted: &Wanted) -> Result<(Connection, Reports)> {
     let (connection, supervisor_end) = Connection::pair()?;
     let (reader, writer) = std::io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
+    command.arg0("perennial");
     command.arg("--root").arg(context.engine.root.path());
     if context.timings {
         command.arg("--timings");

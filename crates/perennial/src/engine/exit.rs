@@ -203,10 +203,10 @@ impl Engine {
     pub fn release_run(&self, run: &RunId, runtime: Option<&str>) -> Result<()> {
         let directory = self.root.run_dir(run);
         let runtime_state = self.root.oci_dir().join(run.as_str());
-        if runtime_state.symlink_metadata().is_ok() {
-            if let Ok(runtime) = self.runtime(runtime) {
-                runtime.delete(run.as_str(), true)?;
-            }
+        if runtime_state.symlink_metadata().is_ok()
+            && let Ok(runtime) = self.runtime(runtime)
+        {
+            runtime.delete(run.as_str(), true)?;
         }
         let cgroup = Cgroup::at(&cgroup_of(run))?;
         cgroup.kill_all(UNMOUNT_DEADLINE)?;

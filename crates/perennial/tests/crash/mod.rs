@@ -132,7 +132,7 @@ impl World {
             for (name, phase) in self.phases()? {
                 if !matches!(phase.as_str(), "Created" | "Dormant") {
                     // One that is just starting or ending refuses; the next look shows what became of it.
-                    self.perennial.run(&["stop", &name, "--time", "0"])?;
+                    self.perennial.run(&["stop", &name, "--time", "5"])?;
                 }
             }
             self.ok(&["gc"])?;
@@ -180,9 +180,8 @@ impl World {
         let containers = self.containers()?;
         let findings: Vec<_> = check(&self.facts(&containers, &images)?);
         // That a start failed is told as well, and breaks nothing.
-        let is_bad = |finding: &&Finding| {
-            finding.severity > Severity::Note && !finding.message.starts_with("StartFailed since")
-        };
+        let is_bad =
+            |finding: &&Finding| finding.severity > Severity::Note && !finding.message.starts_with("StartFailed since");
         let bad: Vec<_> = findings.iter().filter(is_bad).collect();
         ensure!(bad.is_empty(), "broken invariants: {bad:#?}");
         for dir in ["runs", "staging"] {
@@ -255,10 +254,28 @@ impl World {
     }
 }
 
+/// Kills the supervisors of a root, as `kill -9` would.
+pub fn kill_supervisors(world: &World) -> Result<u32> {
+    let root = world.perennial.root().to_string_lossy().into_owned();
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let text = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = text.split(|byte| *byte == 0);
+        let is_ours = words.any(|word| word == root.as_bytes()) && words.any(|word| word == b"__supervise");
+        if let Some(pid) = rustix::process::Pid::from_raw(pid).filter(|_| is_ours) {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
 /// Puts a directory of a layer over what is shown.
 fn overlay(dir: &Path, at: &str, shown: &mut BTreeMap<String, String>) -> Result<()> {
     let mut value = [0_u8; 4];
-    let opaque = rustix::fs::lgetxattr(dir, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value.get(..n) == Some(b"y"));
+    let opaque =
+        rustix::fs::lgetxattr(dir, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value.get(..n) == Some(b"y"));
     let hide = |shown: &mut BTreeMap<String, String>, path: &str| {
         let inside = format!("{path}/");
         shown.retain(|other, _| other != path && !other.starts_with(&inside));

@@ -56,8 +56,13 @@ impl Drop for Stage {
 impl Stage {
     /// Makes an empty stage: the root does not exist yet.
     pub(crate) fn empty() -> Result<Self> {
+        Self::empty_in(&std::env::temp_dir())
+    }
+
+    /// Makes an empty stage in a directory, such as the mount of a file system made for the test.
+    pub(crate) fn empty_in(dir: &Path) -> Result<Self> {
         need_root()?;
-        let dir = TempDir::with_prefix("perennial-test-")?;
+        let dir = TempDir::with_prefix_in("perennial-test-", dir)?;
         let cli = Perennial::at(env!("CARGO_BIN_EXE_perennial"), dir.path().join("root"));
         Ok(Self { cli, dir })
     }

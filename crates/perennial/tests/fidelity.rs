@@ -1,0 +1,246 @@
+//! Rows A2, A9, A11, A19 to A21: every known trap, made by real processes inside real containers in three runs, is
+//! there again after each way back, without one difference.
+//!
+//! The tree of a running container is listed just before its exit and compared with the tree of a run that starts from
+//! the generation which that exit made. Both are listed through the mounted union, so what is deleted must be absent.
+//! What the file system at hand cannot make is printed and must be exactly what is expected of it.
+
+mod stage;
+
+use anyhow::{Context as _, Result, ensure};
+use perennial_testkit::actor::{self, ACTOR};
+use perennial_testkit::image;
+use perennial_testkit::loopfs::{FsKind, LoopFs};
+use perennial_testkit::traps::{self, CASES, Outcome, Performed, STAGES};
+use perennial_testkit::tree::{TreeListing, ensure_equal};
+use stage::{MODES, Stage, texts, write};
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::Deref;
+
+/// Bytes of the file systems that the tests run on; the files are sparse.
+const DISK_BYTES: u64 = 1 << 30;
+
+/// Deepest stack that is left as it is; see `perennial_core::layers`.
+const DEPTH_MAX: usize = perennial_core::layers::DEPTH_MAX;
+
+/// A stage on a file system of its own, with an image of the traps as they are before any run.
+struct Traps {
+    stage: Stage,
+    /// The image's tree as it was imported.
+    source: TreeListing,
+    actor: String,
+    kind: FsKind,
+    // Unmounted when the stage is gone.
+    _disk: LoopFs,
+}
+
+impl Deref for Traps {
+    type Target = Stage;
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
+impl Traps {
+    fn on(kind: FsKind) -> Result<Self> {
+        let disk = LoopFs::new(kind, DISK_BYTES)?;
+        let stage = Stage::empty_in(&disk.path())?;
+        let rootfs = stage.rootfs("rootfs")?;
+        let actor = actor::trap_actor()?;
+        // The program itself is shown from outside; the image has its libraries and the places to mount on.
+        image::add_program(&rootfs, &actor, ACTOR)?;
+        write(rootfs.join(ACTOR.trim_start_matches('/')), "")?;
+        for name in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+            write(rootfs.join(name), "")?;
+        }
+        let performed = traps::build_lower(&rootfs)?;
+        ensure!(performed.iter().all(|one| one.outcome == Outcome::Done), "{performed:?}");
+        stage.import(&rootfs, "box")?;
+        let source = TreeListing::of(&rootfs)?;
+        fs::remove_dir_all(&rootfs)?;
+        Ok(Self { stage, source, actor: actor.display().to_string(), kind, _disk: disk })
+    }
+
+    /// What this file system cannot make: ext4 and btrfs keep the xattrs of an inode in one block, and XFS takes
+    /// symlinks of at most 1,024 bytes.
+    fn cannot_make(&self) -> BTreeSet<&str> {
+        BTreeSet::from([match self.kind {
+            FsKind::Ext4 | FsKind::Btrfs => "xattr-large",
+            FsKind::Xfs => "symlinks",
+        }])
+    }
+
+    /// Makes a container that keeps so many generations and may do what the cases need.
+    fn create(&self, name: &str, keep: usize) -> Result<()> {
+        let (volume, keep) = (format!("{}:{ACTOR}:ro", self.actor), keep.to_string());
+        let mut options = vec!["--volume", &volume, "--keep", &keep];
+        for capability in traps::capabilities() {
+            options.extend(["--cap-add", capability]);
+        }
+        self.create_idle(name, &options)
+    }
+
+    /// Starts a container and returns the tree it finds.
+    fn start(&self, name: &str, mode: &str) -> Result<TreeListing> {
+        self.ok(&["start", name, "--detach", "--mode", mode])?;
+        self.seen_in(name)
+    }
+
+    /// Ends a run and waits until the work after its exit is done.
+    fn stop(&self, name: &str) -> Result<()> {
+        self.ok(&["stop", name])?;
+        self.quiet()
+    }
+
+    /// Performs a stage of all cases inside a running container, and returns the tree that is left.
+    fn perform(&self, name: &str, number: u32) -> Result<TreeListing> {
+        let said = self.ok(&["exec", name, ACTOR, "stage", &number.to_string()])?.out();
+        let performed: Vec<Performed> =
+            said.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>().context("report")?;
+        ensure!(performed.len() == CASES.len(), "only {} cases reported", performed.len());
+        let refused: Vec<&Performed> = performed.iter().filter(|one| one.outcome != Outcome::Done).collect();
+        for one in &refused {
+            println!("{:?}: not made: {one:?}", self.kind);
+            ensure!(self.cannot_make().contains(one.case.as_str()), "{one:?} should have been possible");
+        }
+        let left = self.seen_in(name)?;
+        ensure!(traps::stage_done(&self.merged(name)?) == Some(number), "stage {number} is not done");
+        Ok(left)
+    }
+
+    /// Starts a container in a mode, compares, and ends the run.
+    fn returns(&self, name: &str, mode: &str, left: &TreeListing) -> Result<()> {
+        let found = self.start(name, mode)?;
+        ensure_equal(left, &found).with_context(|| format!("{:?}: {name} in mode {mode}", self.kind))?;
+        self.stop(name)
+    }
+
+    /// Performs all stages in consecutive runs of a mode, comparing after every exit; returns the tree of each exit.
+    fn live(&self, name: &str, mode: &str) -> Result<Vec<TreeListing>> {
+        let mut left: Vec<TreeListing> = Vec::new();
+        for number in 1..=STAGES {
+            let found = self.start(name, mode)?;
+            let before = left.last().unwrap_or(&self.source);
+            ensure_equal(before, &found).with_context(|| format!("{:?}: {name} before stage {number}", self.kind))?;
+            left.push(self.perform(name, number)?);
+            self.stop(name)?;
+        }
+        Ok(left)
+    }
+
+    /// Returns how many layers the current generation is made of.
+    fn depth(&self, name: &str) -> Result<usize> {
+        let current = self.current(name)?.unwrap_or_default();
+        Ok(texts(&self.generation(name, current)?, "/layers")?.len())
+    }
+}
+
+/// Exit, both ways to start, forks of every generation and rollbacks to every generation.
+fn every_way_back(kind: FsKind) -> Result<()> {
+    let traps = Traps::on(kind)?;
+    traps.create("web", 100)?;
+    let left = traps.live("web", "mount")?;
+    let last = left.last().context("no stages")?;
+    for mode in MODES {
+        traps.returns("web", mode, last)?;
+    }
+    for (seq, left) in (1..).zip(&left) {
+        let twin = format!("twin-{seq}");
+        traps.ok(&["fork", &format!("web@{seq}"), &twin])?;
+        traps.returns(&twin, MODES[seq % MODES.len()], left)?;
+        traps.ok(&["rollback", "web", "--to", &seq.to_string()])?;
+        for mode in MODES {
+            traps.returns("web", mode, left)?;
+        }
+    }
+    ensure!(traps.depth("web")? == left.len(), "layers have been merged behind the test's back");
+    Ok(())
+}
+
+#[test]
+fn nothing_differs_after_start_unpack_fork_and_rollback_on_ext4() -> Result<()> {
+    every_way_back(FsKind::Ext4)
+}
+
+#[test]
+fn nothing_differs_after_start_unpack_fork_and_rollback_on_xfs() -> Result<()> {
+    every_way_back(FsKind::Xfs)
+}
+
+#[test]
+fn nothing_differs_after_start_unpack_fork_and_rollback_on_btrfs() -> Result<()> {
+    every_way_back(FsKind::Btrfs)
+}
+
+/// Eviction folds layers: two at each exit, and all of them at once.
+#[test]
+fn nothing_differs_after_eviction_has_folded_layers() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    for (name, keep) in [("one", 1), ("two", 2), ("all", 100)] {
+        traps.create(name, keep)?;
+        let left = traps.live(name, "mount")?;
+        let last = left.last().context("no stages")?;
+        ensure!(traps.depth(name)? == keep.min(left.len()), "{name} has not been folded as far as expected");
+        // An unchanged run evicts one more generation, and with it the next layer.
+        traps.ok(&["set", name, "--keep", "1"])?;
+        traps.returns(name, "unpack", last)?;
+        ensure!(traps.depth(name)? == 1, "{name} still has {} layers", traps.depth(name)?);
+        for mode in MODES {
+            traps.returns(name, mode, last)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs of the container whose stack gets so deep that its layers are merged.
+const RUNS: u32 = 20;
+
+/// Layers that generations still need one by one are merged by links when there are too many of them.
+#[test]
+fn nothing_differs_after_a_deep_stack_has_been_merged() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    traps.create("web", 100)?;
+    let mut left = vec![traps.source.clone()];
+    for run in 1..=RUNS {
+        let found = traps.start("web", "mount")?;
+        ensure_equal(left.last().context("no tree")?, &found).with_context(|| format!("before run {run}"))?;
+        left.push(match run {
+            1 | 7 | 13 => traps.perform("web", run / 6 + 1)?,
+            _ => {
+                traps.inside("web", &format!("echo {run} >>/root/log; rm -f /root/{}; echo >/root/{run}", run - 1))?;
+                traps.seen_in("web")?
+            }
+        });
+        traps.stop("web")?;
+        ensure!(traps.depth("web")? <= DEPTH_MAX, "the stack has {} layers", traps.depth("web")?);
+    }
+    let current = RUNS as usize;
+    ensure!(traps.depth("web")? < current, "nothing has been merged");
+    for mode in MODES {
+        traps.returns("web", mode, &left[current])?;
+    }
+    for seq in [1, 8, 13, 16, 17] {
+        traps.ok(&["rollback", "web", "--to", &seq.to_string()])?;
+        traps.returns("web", MODES[seq % MODES.len()], &left[seq])?;
+    }
+    // Evicting all but one folds into the merged layer.
+    traps.ok(&["rollback", "web", "--to", &RUNS.to_string()])?;
+    traps.ok(&["set", "web", "--keep", "1"])?;
+    for mode in MODES {
+        traps.returns("web", mode, &left[current])?;
+    }
+    Ok(())
+}
+
+/// Runs that start by copying leave a generation that is as good as any.
+#[test]
+fn nothing_differs_where_every_run_is_unpacked() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    traps.create("web", 100)?;
+    let left = traps.live("web", "unpack")?;
+    for mode in MODES {
+        traps.returns("web", mode, left.last().context("no stages")?)?;
+    }
+    Ok(())
+}
