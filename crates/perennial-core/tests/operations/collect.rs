@@ -23,7 +23,8 @@ fn running() -> Container {
     let image = Digest::from_sha256(&[1; 32]);
     let now = Time::from_unix_nanos(0);
     let id = ContainerId::from_random([7; 8]);
-    let container = Container::new(id, "web".parse().expect("a valid name"), (image.clone(), "box".into()), now);
+    let container =
+        Container::new(id, "web".parse().expect("the fixture is valid"), (image.clone(), "box".into()), now);
     let run = Run {
         id: run_id(1),
         epoch: 1,
@@ -38,7 +39,7 @@ fn running() -> Container {
         requested_at: now,
         by: "root(0)".into(),
     };
-    container.step(Event::StartRequested(run)).expect("the container rests")
+    container.step(Event::StartRequested(run)).expect("the fixture is valid")
 }
 
 fn sound() -> CollectFacts {

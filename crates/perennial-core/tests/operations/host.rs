@@ -27,7 +27,7 @@ fn able() -> HostFacts {
 fn container() -> Container {
     let id = ContainerId::from_random([7; 8]);
     let image = Digest::from_sha256(&[1; 32]);
-    Container::new(id, "web".parse().expect("a valid name"), (image, "box".into()), Time::from_unix_nanos(0))
+    Container::new(id, "web".parse().expect("the fixture is valid"), (image, "box".into()), Time::from_unix_nanos(0))
 }
 
 fn shown(findings: &[Finding]) -> Vec<(Severity, &str)> {

@@ -12,7 +12,7 @@ fn found(ours: Changes<'_>, opaque: &[&str], theirs: Changes<'_>) -> Vec<String>
         opaque: opaque.iter().map(|path| path.as_bytes().to_vec()).collect(),
         theirs: by_path(theirs),
     };
-    let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    let shown = |path: &[u8]| String::from_utf8(path.to_vec()).expect("the fixture is valid");
     conflicts(&facts).iter().map(|c| format!("{} {:?} {:?}", shown(&c.path), c.ours, c.theirs)).collect()
 }
 

@@ -4,22 +4,15 @@
 //! object. A run's lock is held by its supervisor for life: a run whose lock is free is nobody's.
 
 use super::Engine;
-use super::exit::cgroup_of;
 use super::recover::has_content;
 use crate::failure::{Failure, Result};
 use perennial_core::collect::{CollectFacts, CollectPlan, RunContent, SizedLayer, ViewFacts, plan};
 use perennial_core::id::{ContainerId, LayerId, RunId};
-use perennial_runtime::cgroup::Cgroup;
-use perennial_runtime::mount;
 use perennial_store::layer;
 use perennial_store::root::{LockMode, Wait};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
-
-/// How long what is left of a dead run may take to end.
-const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a collection did.
 #[derive(Debug, Default)]
