@@ -45,7 +45,6 @@ impl Deref for Stage {
 }
 
 impl Drop for Stage {
-    #[expect(clippy::print_stderr, reason = "a test that fails to clean up must say so")]
     fn drop(&mut self) {
         // A test that fails leaves containers running; what cannot be ended shows when the directory is removed.
         drop(self.cli.clean_up());
