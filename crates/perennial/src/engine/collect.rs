@@ -6,7 +6,7 @@
 use super::Engine;
 use super::exit::cgroup_of;
 use super::recover::has_content;
-use crate::failure::{Failure, Result};
+use crate::failure::{Code, Failure, Result};
 use perennial_core::collect::{CollectFacts, CollectPlan, RunContent, SizedLayer, ViewFacts, plan};
 use perennial_core::id::{ContainerId, LayerId, RunId};
 use perennial_runtime::cgroup::Cgroup;
@@ -69,12 +69,13 @@ impl Engine {
             staging: before.staging,
             ..after
         };
-        // Names whose content is still there.
-        for path in entries(&self.root.trash_dir())? {
-            done.failures.push(Failure::new(
-                crate::failure::Code::Failed,
-                format!("{} could not be unlinked completely", path.display()),
-            ));
+        // Whoever unlinks right now goes on; alone with the trash, what was there before the collection must be gone.
+        if self.root.lock_trash()?.is_some() {
+            self.empty_trash();
+            let left = names_in(&self.root.trash_dir())?;
+            for name in left.iter().filter(|name| done.plan.trash.contains(name)) {
+                done.failures.push(Failure::new(Code::Failed, format!("trash/{name} could not be unlinked")));
+            }
         }
         Ok(done)
     }
