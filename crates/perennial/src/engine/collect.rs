@@ -4,15 +4,22 @@
 //! object. A run's lock is held by its supervisor for life: a run whose lock is free is nobody's.
 
 use super::Engine;
+use super::exit::cgroup_of;
 use super::recover::has_content;
-use crate::failure::{Failure, Result};
+use crate::failure::{Code, Failure, Result};
 use perennial_core::collect::{CollectFacts, CollectPlan, RunContent, SizedLayer, ViewFacts, plan};
 use perennial_core::id::{ContainerId, LayerId, RunId};
+use perennial_runtime::cgroup::Cgroup;
+use perennial_runtime::mount;
 use perennial_store::layer;
 use perennial_store::root::{LockMode, Wait};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
+
+/// How long what is left of a dead run may take to end.
+const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a collection did.
 #[derive(Debug, Default)]
@@ -62,13 +69,13 @@ impl Engine {
             staging: before.staging,
             ..after
         };
-        // Names whose content is still there, unless somebody else is unlinking it right now.
-        let trash = self.root.lock_trash()?;
-        for path in entries(&self.root.trash_dir())?.into_iter().filter(|_| trash.is_some()) {
-            done.failures.push(Failure::new(
-                crate::failure::Code::Failed,
-                format!("{} could not be unlinked completely", path.display()),
-            ));
+        // Whoever unlinks right now goes on; alone with the trash, what was there before the collection must be gone.
+        if self.root.lock_trash()?.is_some() {
+            self.empty_trash();
+            let left = names_in(&self.root.trash_dir())?;
+            for name in left.iter().filter(|name| done.plan.trash.contains(name)) {
+                done.failures.push(Failure::new(Code::Failed, format!("trash/{name} could not be unlinked")));
+            }
         }
         Ok(done)
     }
@@ -135,10 +142,19 @@ impl Engine {
         let Some(lock) = self.root.lock_run(run, Wait::Never)? else { return Ok(()) };
         let is_live = self.containers()?.iter().any(|doc| doc.value.phase.run().is_some_and(|live| live.id == *run));
         let directory = self.root.run_dir(run);
-        if is_live || (!self.is_disposable(run) && has_content(&directory.join("upper"))) {
+        if is_live || has_content(&directory.join("upper")) {
             return Ok(());
         }
-        self.release_run(run, None)?;
+        if let Ok(runtime) = self.runtime(None) {
+            runtime.delete(run.as_str(), true)?;
+        }
+        let cgroup = Cgroup::at(&cgroup_of(run))?;
+        cgroup.kill_all(END_DEADLINE)?;
+        cgroup.remove()?;
+        self.disconnect(run)?;
+        mount::unmount(&directory.join("merged"), END_DEADLINE)?;
+        layer::discard(&self.root, &self.root.oci_dir().join(run.as_str()), &format!("oci-{run}"))?;
+        layer::discard(&self.root, &directory, &format!("run-{run}"))?;
         lock.remove_file();
         Ok(())
     }
