@@ -4,22 +4,15 @@
 //! object. A run's lock is held by its supervisor for life: a run whose lock is free is nobody's.
 
 use super::Engine;
-use super::exit::cgroup_of;
 use super::recover::has_content;
 use crate::failure::{Failure, Result};
 use perennial_core::collect::{CollectFacts, CollectPlan, RunContent, SizedLayer, ViewFacts, plan};
 use perennial_core::id::{ContainerId, LayerId, RunId};
-use perennial_runtime::cgroup::Cgroup;
-use perennial_runtime::mount;
 use perennial_store::layer;
 use perennial_store::root::{LockMode, Wait};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
-
-/// How long what is left of a dead run may take to end.
-const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a collection did.
 #[derive(Debug, Default)]
@@ -60,7 +53,7 @@ impl Engine {
             note(layer::discard(&self.root, &self.log_dir(id), &format!("logs-{id}")).map_err(Failure::from));
         }
         note(self.remove_idle_locks());
-        self.empty_trash();
+        let resisting = self.empty_trash();
         done.plan = CollectPlan {
             recover: before.recover,
             views: before.views,
@@ -69,9 +62,7 @@ impl Engine {
             staging: before.staging,
             ..after
         };
-        // Names whose content is still there, unless somebody else is unlinking it right now.
-        let trash = self.root.lock_trash()?;
-        for path in entries(&self.root.trash_dir())?.into_iter().filter(|_| trash.is_some()) {
+        for path in resisting {
             done.failures.push(Failure::new(
                 crate::failure::Code::Failed,
                 format!("{} could not be unlinked completely", path.display()),

@@ -165,13 +165,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Unlinks what is in the trash; what cannot be unlinked now will be later.
-    pub fn empty_trash(&self) {
-        let Ok(Some(_lock)) = self.root.lock_trash() else { return };
-        let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return };
-        for entry in entries.flatten() {
-            tree::remove_tree(&entry.path()).ok();
-        }
+    /// Unlinks what is in the trash; what cannot be unlinked now will be later. Returns what resisted; nothing where
+    /// another process is at it.
+    pub fn empty_trash(&self) -> Vec<PathBuf> {
+        let Ok(Some(_lock)) = self.root.lock_trash() else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return Vec::new() };
+        entries.flatten().map(|entry| entry.path()).filter(|path| tree::remove_tree(path).is_err()).collect()
     }
 
     /// The layers that runs and views have mounted.
