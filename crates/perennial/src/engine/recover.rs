@@ -74,8 +74,10 @@ impl Engine {
         if matches!(container.phase, Phase::Starting { .. }) && pid_file.symlink_metadata().is_err() {
             return Ok(false);
         }
-        // A union that was never mounted has no work directory of the kernel's making, so nothing ran in it.
-        let was_mounted = self.root.run_dir(&run.id).join("work/work").symlink_metadata().is_ok();
+        // A union that was never mounted has no work directory of the kernel's making, so nothing ran in it. A run that
+        // was recorded as running did run, whatever of that directory a power cut has left.
+        let was_mounted = !matches!(container.phase, Phase::Starting { .. })
+            || self.root.run_dir(&run.id).join("work/work").symlink_metadata().is_ok();
         let is_half_made = run.mode == StartMode::Unpack
             && matches!(container.phase, Phase::Starting { .. })
             && self.root.run_dir(&run.id).join("fingerprint").symlink_metadata().is_err();

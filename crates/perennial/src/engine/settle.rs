@@ -175,7 +175,6 @@ impl Engine {
         Ok(())
     }
 
-<<<<<<< HEAD
     /// Unlinks what is in the trash; what cannot be unlinked now will be later.
     pub fn empty_trash(&self) {
         // Whoever finds the lock taken leaves what it brought to the holder, so the holder looks again after letting go.
@@ -187,14 +186,6 @@ impl Engine {
                 return;
             }
         }
-=======
-    /// Unlinks what is in the trash; what cannot be unlinked now will be later. Returns what resisted; nothing where
-    /// another process is at it.
-    pub fn empty_trash(&self) -> Vec<PathBuf> {
-        let Ok(Some(_lock)) = self.root.lock_trash() else { return Vec::new() };
-        let Ok(entries) = std::fs::read_dir(self.root.trash_dir()) else { return Vec::new() };
-        entries.flatten().map(|entry| entry.path()).filter(|path| tree::remove_tree(path).is_err()).collect()
->>>>>>> crash
     }
 
     /// The layers that runs and views have mounted.
