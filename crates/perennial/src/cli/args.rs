@@ -104,7 +104,8 @@ pub enum Command {
 /// Image commands.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Import an image: oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, or rootfs:DIR-or-TAR
+    /// Import an image from this machine
+    #[command(about = "Import an image: oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, or rootfs:DIR-or-TAR")]
     Import {
         /// Where from
         source: String,
@@ -553,8 +554,8 @@ pub struct BrowseArgs {
 /// `cp`.
 #[derive(Debug, Args)]
 pub struct CpArgs {
-    /// What to copy, as NAME[@SEQ]:PATH
-    #[arg(value_name = "NAME[@SEQ]:PATH")]
+    /// What to copy
+    #[arg(help = "What to copy, as NAME[@SEQ]:PATH", value_name = "NAME[@SEQ]:PATH")]
     pub source: String,
     /// Where to
     pub target: PathBuf,
