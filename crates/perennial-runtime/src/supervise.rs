@@ -121,7 +121,7 @@ pub enum SessionError {
         source: std::io::Error,
     },
     /// [`Session::wait`] without a started container.
-    #[error("the container of this session has not been started")]
+    #[error("the session has no started container to wait for")]
     NotStarted,
 }
 

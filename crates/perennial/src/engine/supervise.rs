@@ -11,7 +11,7 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event, Phase};
 use perennial_core::generations::health::{RunFacts, judge};
 use perennial_core::id::{ContainerId, RunId, Seq};
-use perennial_core::process::{ExecSettings, Process, resolve_exec};
+use perennial_core::process::{Process, resolve_health};
 use perennial_core::spec::HealthCheck;
 use perennial_core::time::Time;
 use perennial_runtime::logs::LogConfig;
@@ -208,13 +208,8 @@ fn session_config(
     })
 }
 
-/// A single element is a shell command, several are a program and its arguments.
 fn health_plan(check: HealthCheck, base: &Process) -> Result<HealthPlan> {
-    let command = match check.command.as_slice() {
-        [line] => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
-        words => words.to_vec(),
-    };
-    let process = resolve_exec(base, &ExecSettings { command, ..ExecSettings::default() })?;
+    let process = resolve_health(base, &check)?;
     Ok(HealthPlan { check, process })
 }
 
