@@ -254,21 +254,29 @@ impl World {
     }
 }
 
-/// Kills the supervisors of a root, as `kill -9` would.
-pub(crate) fn kill_supervisors(world: &World) -> Result<u32> {
+/// Kills the supervisors of a root, as `kill -9` would, and returns how many there were. A child that a supervisor has
+/// just forked still shows its parent's command line until it executes its own: it is killed too, but not counted.
+pub(crate) fn kill_supervisors(world: &World) -> Result<usize> {
     let root = world.perennial.root().to_string_lossy().into_owned();
-    let mut killed = 0;
+    let mut found = BTreeMap::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let text = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let mut words = text.split(|byte| *byte == 0);
-        let is_ours = words.any(|word| word == root.as_bytes()) && words.any(|word| word == b"__supervise");
-        if let Some(pid) = rustix::process::Pid::from_raw(pid).filter(|_| is_ours) {
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-            killed += 1;
+        if words.any(|word| word == root.as_bytes()) && words.any(|word| word == b"__supervise") {
+            let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<i32>().ok());
+            found.insert(pid, parent);
         }
     }
-    Ok(killed)
+    for pid in found.keys().filter_map(|pid| rustix::process::Pid::from_raw(*pid)) {
+        match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let is_child = |parent: &Option<i32>| parent.is_some_and(|parent| found.contains_key(&parent));
+    Ok(found.values().filter(|parent| !is_child(parent)).count())
 }
 
 /// Puts a directory of a layer over what is shown.
