@@ -8,6 +8,7 @@
 //! - [`container`]: one container's record and its state machine (created → starting → running → exiting → dormant).
 //! - [`generations`]: the generation queue: append, evict, choose, roll back, protect.
 //! - [`layers`]: layers of a store and the decisions when to fold or merge them.
+//! - [`sealed`]: layers whose file contents are objects named by what is in them.
 //! - [`tree`]: how entries of stacked layers combine (whiteouts, opaque directories).
 //! - [`event`]: the log of who did what.
 //! - [`format`]: the bytes of records that outlive a process.
@@ -28,6 +29,7 @@ pub mod image;
 pub mod layers;
 pub mod process;
 pub mod rebase;
+pub mod sealed;
 pub mod spec;
 pub mod time;
 pub mod tree;
