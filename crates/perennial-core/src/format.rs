@@ -29,12 +29,22 @@ pub enum Format {
     Event,
     /// A read-only view mounted by `browse`.
     View,
+    /// Copy of a container's or image's record beside a layer, for a rebuild.
+    RecordCopy,
 }
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 7] =
-        [Self::Root, Self::Container, Self::Image, Self::Layer, Self::LayerFile, Self::Event, Self::View];
+    pub const ALL: [Self; 8] = [
+        Self::Root,
+        Self::Container,
+        Self::Image,
+        Self::Layer,
+        Self::LayerFile,
+        Self::Event,
+        Self::View,
+        Self::RecordCopy,
+    ];
 
     /// Returns the name that stands in the record.
     #[must_use]
@@ -47,6 +57,7 @@ impl Format {
             Self::LayerFile => "perennial-layer-file",
             Self::Event => "perennial-event",
             Self::View => "perennial-view",
+            Self::RecordCopy => "perennial-record-copy",
         }
     }
 
@@ -54,7 +65,14 @@ impl Format {
     #[must_use]
     pub fn version(self) -> u32 {
         match self {
-            Self::Root | Self::Container | Self::Image | Self::Layer | Self::LayerFile | Self::Event | Self::View => 1,
+            Self::Root
+            | Self::Container
+            | Self::Image
+            | Self::Layer
+            | Self::LayerFile
+            | Self::Event
+            | Self::View
+            | Self::RecordCopy => 1,
         }
     }
 }

@@ -3,9 +3,10 @@
 //! A *stack* is the list of layers of a generation, newest first. Layers are shared between stacks; a layer changes
 //! only where no stack can tell (fold) and is replaced otherwise (merge).
 
-use crate::id::{Digest, LayerId};
+use crate::id::{ContainerId, Digest, LayerId, RunId};
 use crate::time::Time;
 use alloc::collections::BTreeSet;
+use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,52 @@ pub struct LayerRecord {
     /// How it is kept.
     #[serde(default)]
     pub form: Form,
+}
+
+/// Body of `layer.json`: enough to know, without any record, what a layer is and whose it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFile {
+    /// The layer.
+    pub id: LayerId,
+    /// When it was made.
+    pub created_at: Time,
+    /// Where it comes from.
+    pub origin: LayerOrigin,
+    /// Bytes on disk when it was made.
+    pub bytes: u64,
+    /// Entries when it was made.
+    pub entries: u64,
+}
+
+/// Where a layer comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum LayerOrigin {
+    /// A layer of an image.
+    Image {
+        /// Digest of its uncompressed content.
+        diff_id: Digest,
+    },
+    /// What one run of a container changed.
+    Run {
+        /// The container.
+        container: ContainerId,
+        /// Its name at that time.
+        name: String,
+        /// The run.
+        run: RunId,
+        /// Layers below it at that time, newest first.
+        below: Vec<LayerId>,
+        /// The image below them.
+        image: Digest,
+        /// When the run ended.
+        exited_at: Time,
+    },
+    /// Several layers in one.
+    Merged {
+        /// Those layers, newest first.
+        of: Vec<LayerId>,
+    },
 }
 
 /// Two layers of which the newer is to be folded into the older.

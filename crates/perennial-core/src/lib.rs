@@ -13,7 +13,8 @@
 //! - [`event`]: the log of who did what.
 //! - [`format`]: the bytes of records that outlive a process.
 //! - [`check`]: invariants over all of the above; [`host`]: what the machine lacks.
-//! - [`collect`]: what nothing needs any more; [`usage`]: what takes space; [`rebase`]: where two changes meet.
+//! - [`collect`]: what nothing needs any more; [`usage`]: what takes space; [`rebase`]: where two changes meet;
+//!   [`rebuild`]: records made again from the layers.
 #![no_std]
 extern crate alloc;
 
@@ -29,6 +30,7 @@ pub mod image;
 pub mod layers;
 pub mod process;
 pub mod rebase;
+pub mod rebuild;
 pub mod sealed;
 pub mod spec;
 pub mod time;

@@ -8,6 +8,7 @@ use perennial_core::generations::{Generation, Health, Kind, Policy, Queue};
 use perennial_core::id::{ContainerId, Digest, LayerId, RunId, Seq};
 use perennial_core::image::{Image, ImageConfig};
 use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_core::rebuild::RecordCopy;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
 use serde::Serialize;
@@ -213,8 +214,7 @@ fn the_frozen_container_means_what_it_meant() {
     check_frozen(Format::Container, &container(exiting()));
 }
 
-#[test]
-fn the_frozen_image_means_what_it_meant() {
+fn an_image() -> Image {
     let config = ImageConfig {
         entrypoint: texts(&["/entry"]),
         cmd: texts(&["bash"]),
@@ -226,7 +226,7 @@ fn the_frozen_image_means_what_it_meant() {
         labels: texts(&["version=12"]),
         architecture: Some("amd64".into()),
     };
-    let expected = Image {
+    Image {
         digest: image(1),
         config,
         layers: vec![layer(11), layer(10)],
@@ -234,13 +234,11 @@ fn the_frozen_image_means_what_it_meant() {
         bytes: 123_456_789,
         imported_at: time("2026-11-22T17:00:00Z"),
         source: "oci:debian".into(),
-    };
-    check_frozen(Format::Image, &expected);
+    }
 }
 
-#[test]
-fn the_frozen_layer_means_what_it_meant() {
-    let expected = LayerRecord {
+fn an_image_layer() -> LayerRecord {
+    LayerRecord {
         id: layer(10),
         kind: LayerKind::Image,
         diff_id: Some(image(3)),
@@ -248,8 +246,27 @@ fn the_frozen_layer_means_what_it_meant() {
         entries: 6789,
         created_at: time("2026-11-22T17:00:00Z"),
         form: Form::Dir,
-    };
-    check_frozen(Format::Layer, &expected);
+    }
+}
+
+#[test]
+fn the_frozen_image_means_what_it_meant() {
+    check_frozen(Format::Image, &an_image());
+}
+
+#[test]
+fn the_frozen_layer_means_what_it_meant() {
+    check_frozen(Format::Layer, &an_image_layer());
+}
+
+#[test]
+fn the_frozen_copy_means_what_it_meant() {
+    let names = texts(&["debian:12"]);
+    let expected = RecordCopy::Image { image: Box::new(an_image()), names, layers: vec![an_image_layer()] };
+    check_frozen(Format::RecordCopy, &expected);
+    let layers = vec![an_image_layer()];
+    let container = RecordCopy::Container { container: Box::new(container(exiting())), layers };
+    assert_eq!(decode(Format::RecordCopy, &encode(Format::RecordCopy, &container)), Ok(container));
 }
 
 #[test]

@@ -3,57 +3,10 @@
 use crate::atomic;
 use crate::root::Root;
 use perennial_core::format::{self, DecodeError, Format};
-use perennial_core::id::{ContainerId, Digest, LayerId, RunId};
-use perennial_core::time::Time;
-use serde::{Deserialize, Serialize};
+use perennial_core::id::LayerId;
+pub use perennial_core::layers::{LayerFile, LayerOrigin};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-
-/// Body of `layer.json`: enough to know, without any record, what a layer is and whose it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerFile {
-    /// The layer.
-    pub id: LayerId,
-    /// When it was made.
-    pub created_at: Time,
-    /// Where it comes from.
-    pub origin: LayerOrigin,
-    /// Bytes on disk when it was made.
-    pub bytes: u64,
-    /// Entries when it was made.
-    pub entries: u64,
-}
-
-/// Where a layer comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum LayerOrigin {
-    /// A layer of an image.
-    Image {
-        /// Digest of its uncompressed content.
-        diff_id: Digest,
-    },
-    /// What one run of a container changed.
-    Run {
-        /// The container.
-        container: ContainerId,
-        /// Its name at that time.
-        name: String,
-        /// The run.
-        run: RunId,
-        /// Layers below it at that time, newest first.
-        below: Vec<LayerId>,
-        /// The image below them.
-        image: Digest,
-        /// When the run ended.
-        exited_at: Time,
-    },
-    /// Several layers in one.
-    Merged {
-        /// Those layers, newest first.
-        of: Vec<LayerId>,
-    },
-}
 
 /// Why a layer directory could not be published, read or discarded.
 #[derive(Debug, thiserror::Error)]

@@ -47,6 +47,24 @@ impl SqliteRecords {
         Ok(Self { connection: RefCell::new(connection), path: path.to_path_buf() })
     }
 
+    /// Folds the log into the file, durably, so that the file alone is the store, and closes it.
+    ///
+    /// # Errors
+    /// [`RecordError`]; the log is then still needed.
+    pub fn close_whole(self) -> Result<(), RecordError> {
+        let fail = |error: rusqlite::Error| convert(&self.path, &error);
+        let connection = self.connection.borrow();
+        let is_busy: bool =
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(fail)?;
+        if is_busy {
+            return Err(RecordError::Failed {
+                path: self.path.display().to_string(),
+                reason: "somebody else has it open".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
     /// Checks the whole file; returns what SQLite finds wrong, nothing where it is sound.
     ///
     /// # Errors

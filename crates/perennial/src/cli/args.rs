@@ -81,7 +81,7 @@ pub enum Command {
     #[command(subcommand)]
     Image(ImageCommand),
     /// Check every invariant and the host's abilities, and say what to do
-    Doctor,
+    Doctor(DoctorArgs),
     /// Recover what dead processes left and free what nothing needs
     Gc(DryRunArg),
     /// Show what takes space
@@ -159,6 +159,17 @@ pub struct GenerationArg {
     /// Container and generation, as NAME@SEQ
     #[arg(value_name = "NAME@SEQ")]
     pub generation: String,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Make a lost or damaged records.db again from the layers
+    #[arg(long)]
+    pub rebuild: bool,
+    /// With --rebuild: print what would be made, and change nothing
+    #[arg(long, requires = "rebuild")]
+    pub dry_run: bool,
 }
 
 /// `--dry-run`.

@@ -1,13 +1,15 @@
-//! `doctor`.
+//! `doctor` and `doctor --rebuild`.
 
 use super::Context;
 use crate::cli::output::{self, Style};
 use crate::engine::diagnose::{Diagnosis, ability};
+use crate::engine::rebuild;
 use crate::failure::Result;
 use perennial_core::check::Severity;
 use perennial_runtime::cgroup::CgroupVersion;
 use perennial_runtime::probe::Ability;
 use serde_json::{Value, json};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Checks every invariant and what the machine can do; code 1 says that something is wrong.
@@ -21,6 +23,38 @@ pub fn doctor(context: &Context) -> Result<ExitCode> {
         Style::Text => show(&diagnosis),
     }
     Ok(if diagnosis.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Makes the record store again from the layers and says what there is.
+///
+/// # Errors
+/// Where the records are whole, or the root cannot be read.
+pub fn rebuild(root: &Path, style: Style, is_dry_run: bool) -> Result<ExitCode> {
+    let rebuilt = rebuild::rebuild(root, is_dry_run)?;
+    let generations = rebuild::generations(&rebuilt);
+    match style {
+        Style::Json => output::json(&json!({
+            "dry_run": is_dry_run,
+            "containers": rebuilt.containers.iter().map(|container| container.name.as_str()).collect::<Vec<_>>(),
+            "generations": generations,
+            "images": rebuilt.images.iter().map(|image| image.digest.as_str()).collect::<Vec<_>>(),
+            "layers": rebuilt.layers.len(),
+            "findings": rebuilt.findings,
+        })),
+        Style::Text => {
+            for finding in &rebuilt.findings {
+                output::line(format!("{}: {}\n  hint: {}", finding.object, finding.message, finding.hint));
+            }
+            output::line(format!(
+                "{} {} containers with {generations} generations, {} images, {} layers",
+                if is_dry_run { "would make the records of" } else { "made the records of" },
+                rebuilt.containers.len(),
+                rebuilt.images.len(),
+                rebuilt.layers.len(),
+            ));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn cgroups(version: CgroupVersion) -> &'static str {

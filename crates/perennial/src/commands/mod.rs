@@ -45,6 +45,11 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     require_root()?;
+    if let Command::Doctor(args) = &cli.command
+        && args.rebuild
+    {
+        return doctor::rebuild(&cli.root, style, args.dry_run);
+    }
     let engine = Engine::open(&cli.root)?;
     let context = Context { engine, style, timings: cli.timings };
     if let Command::Supervise(args) = cli.command {
@@ -84,7 +89,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
             ImageCommand::Inspect { image } => image::inspect(context, &image),
             ImageCommand::Rm { image } => image::remove(context, &image),
         },
-        Command::Doctor => return doctor::doctor(context),
+        Command::Doctor(_) => return doctor::doctor(context),
         Command::Gc(args) => store::gc(context, &args),
         Command::Df => store::df(context),
         Command::Completions { .. } | Command::Man { .. } | Command::Supervise(_) => Ok(()),

@@ -139,6 +139,7 @@ impl Engine {
             .put(keys::image(&image.digest), format::encode(Format::Image, &image))
             .put(keys::tag(name), image.digest.as_str().as_bytes().to_vec());
         let revision = self.records.commit(&transaction)?;
+        self.keep_image_copy(&image);
         Ok(Doc { value: image, revision })
     }
 

@@ -12,6 +12,7 @@
 //! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
 //! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
 //! - [`diagnose`]: every invariant over what is really there.
+//! - [`rebuild`]: a lost record store made again from the layers.
 //! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
@@ -24,6 +25,7 @@ pub mod history;
 pub mod images;
 pub mod net;
 pub mod rebase;
+pub mod rebuild;
 pub mod records;
 pub mod recover;
 pub mod settle;
@@ -82,8 +84,8 @@ fn refuse_lost_records(root: &Root) -> Result<()> {
     if has_run || layers.any(|id| layer::describe(root, &id).is_ok_and(is_delta)) {
         let message = format!("{} is missing or empty, although containers have run here", path.display());
         return Err(Failure::new(Code::Damaged, message).hint(
-            "nothing was changed; put records.db back, together with records.db-wal where there is one, or restore \
-             them from a copy: the layers are not touched",
+            "nothing was changed; put records.db back, together with records.db-wal where there is one, restore them \
+             from a copy, or make them again from the layers with `perennial doctor --rebuild`",
         ));
     }
     Ok(())

@@ -98,6 +98,7 @@ impl Engine {
                 }
             }
         }
+        self.keep_container_copies();
         self.empty_trash();
         Ok(())
     }
@@ -251,6 +252,8 @@ impl Engine {
         if !self.commit_fold(&container.id, fold, measure)? {
             return Ok(Step::GaveWay);
         }
+        // Before the layer goes: a rebuild from an older copy would look for it.
+        self.keep_container_copies();
         self.discard_layer(&fold.top)?;
         Ok(Step::Did)
     }

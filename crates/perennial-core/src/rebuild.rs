@@ -1,0 +1,354 @@
+//! Records made again from what lies in the layers, where the record store is lost.
+//!
+//! After every exit a copy of the container's record goes into the directory of the newest layer of its current
+//! generation, and after every import one of the image's record into that of the image's newest layer. The newest copy
+//! of each is where a rebuild begins; what happened after it is in the layers' own files:
+//!
+//! - A generation of which a layer is gone was evicted after the copy, or is damaged: it is left out, by name.
+//! - A layer made by a run that the copy does not know is a generation that was saved after it.
+//! - A layer that was merged meanwhile is replaced by the one it became.
+
+use crate::check::{Finding, Severity};
+use crate::container::{Container, Phase};
+use crate::generations::{Generation, Health, Kind, Queue};
+use crate::id::{ContainerId, Digest, LayerId, RunId, Seq};
+use crate::image::Image;
+use crate::layers::{LayerFile, LayerKind, LayerOrigin, LayerRecord};
+use crate::time::Time;
+use alloc::borrow::ToOwned as _;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Copy of a record, kept beside a layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "lowercase")]
+pub enum RecordCopy {
+    /// A container with its queue.
+    Container {
+        /// Its record.
+        container: Box<Container>,
+        /// Records of its layers.
+        layers: Vec<LayerRecord>,
+    },
+    /// An image.
+    Image {
+        /// Its record.
+        image: Box<Image>,
+        /// Names that lead to it.
+        names: Vec<String>,
+        /// Records of its layers.
+        layers: Vec<LayerRecord>,
+    },
+}
+
+impl RecordCopy {
+    /// Returns the name of its file in the layer's directory.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        match self {
+            Self::Container { container, .. } => format!("container-{}.json", container.id),
+            Self::Image { image, .. } => format!("image-{}.json", image.digest.as_str().replace(':', "-")),
+        }
+    }
+
+    /// Returns whether a file of this name in a layer's directory is a copy.
+    #[must_use]
+    pub fn is_file_name(name: &str) -> bool {
+        (name.starts_with("container-") || name.starts_with("image-")) && name.ends_with(".json")
+    }
+}
+
+/// What was found in the layers.
+#[derive(Debug, Clone, Default)]
+pub struct RebuildFacts {
+    /// Layers whose data is there, as their own files and directories say.
+    pub layers: Vec<(LayerFile, LayerRecord)>,
+    /// Copies of records.
+    pub copies: Vec<RecordCopy>,
+    /// Runs whose directories are there.
+    pub runs: BTreeSet<RunId>,
+}
+
+/// Records made again.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rebuilt {
+    /// Containers, in order of their ids.
+    pub containers: Vec<Container>,
+    /// Images, in order of their digests.
+    pub images: Vec<Image>,
+    /// What names of images lead to.
+    pub names: BTreeMap<String, Digest>,
+    /// Layers, in order of their ids.
+    pub layers: Vec<LayerRecord>,
+    /// What could not be made again, or not for certain.
+    pub findings: Vec<Finding>,
+}
+
+/// Plans a rebuild.
+#[must_use]
+pub fn plan(facts: &RebuildFacts) -> Rebuilt {
+    let found: BTreeMap<&LayerId, &(LayerFile, LayerRecord)> =
+        facts.layers.iter().map(|layer| (&layer.0.id, layer)).collect();
+    let mut rebuilt = Rebuilt { layers: records(facts, &found), ..Rebuilt::default() };
+    rebuild_images(facts, &found, &mut rebuilt);
+    let digests: BTreeSet<&Digest> = rebuilt.images.iter().map(|image| &image.digest).collect();
+    let place = Place { found: &found, became: became(facts), images: digests };
+    let mut findings = Vec::new();
+    let mut names = BTreeSet::new();
+    for container in newest_containers(facts).into_values() {
+        let mut container = rebuild_container(container, &place, facts, &mut findings);
+        if !names.insert(container.name.clone()) {
+            // A container of that name was removed and its layers not yet freed.
+            let name = format!("{}-{}", container.name, container.id);
+            findings.push(warning(
+                format!("container {}", container.name),
+                format!("there are several of that name; this one is now {name}"),
+            ));
+            container.name = name.parse().unwrap_or(container.name);
+        }
+        rebuilt.containers.push(container);
+    }
+    for (file, _) in &facts.layers {
+        if let LayerOrigin::Run { container, name, .. } = &file.origin
+            && !rebuilt.containers.iter().any(|known| known.id == *container)
+        {
+            findings.push(warning(
+                format!("layer {}", file.id),
+                format!("belongs to container {name} ({container}), of which there is no copy of a record"),
+            ));
+        }
+    }
+    rebuilt.findings.append(&mut findings);
+    rebuilt
+}
+
+fn warning(object: String, message: String) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        object,
+        message,
+        hint: "nothing was removed: its directory is where it was".to_owned(),
+    }
+}
+
+/// Records of layers: the copies', where there are some, since only they know an image layer's digest.
+fn records(facts: &RebuildFacts, found: &BTreeMap<&LayerId, &(LayerFile, LayerRecord)>) -> Vec<LayerRecord> {
+    let mut records: BTreeMap<LayerId, LayerRecord> =
+        facts.layers.iter().map(|(file, record)| (file.id.clone(), record.clone())).collect();
+    for copy in &facts.copies {
+        let (RecordCopy::Container { layers, .. } | RecordCopy::Image { layers, .. }) = copy;
+        for copied in layers.iter().filter(|layer| found.contains_key(&layer.id)) {
+            if let Some(record) = records.get_mut(&copied.id) {
+                // Its form is what is on disk; the rest is what was recorded.
+                *record = LayerRecord { form: record.form, ..copied.clone() };
+            }
+        }
+    }
+    records.into_values().collect()
+}
+
+fn rebuild_images(facts: &RebuildFacts, found: &BTreeMap<&LayerId, &(LayerFile, LayerRecord)>, rebuilt: &mut Rebuilt) {
+    let mut images: BTreeMap<&Digest, (&Image, BTreeSet<&String>)> = BTreeMap::new();
+    for copy in &facts.copies {
+        let RecordCopy::Image { image, names, .. } = copy else { continue };
+        let entry = images.entry(&image.digest).or_insert((image, BTreeSet::new()));
+        if image.imported_at >= entry.0.imported_at {
+            entry.0 = image;
+        }
+        entry.1.extend(names);
+    }
+    let mut images: Vec<(&Image, BTreeSet<&String>)> = images.into_values().collect();
+    // A name that was given twice leads to the image imported last.
+    images.sort_by_key(|(image, _)| image.imported_at);
+    for (image, names) in images {
+        if let Some(missing) = image.layers.iter().find(|id| !found.contains_key(id)) {
+            rebuilt.findings.push(warning(format!("image {}", image.digest), format!("its layer {missing} is gone")));
+            continue;
+        }
+        rebuilt.names.extend(names.into_iter().map(|name| (name.clone(), image.digest.clone())));
+        rebuilt.images.push(image.clone());
+    }
+    rebuilt.images.sort_by(|a, b| a.digest.cmp(&b.digest));
+}
+
+/// The newest copy of each container's record.
+fn newest_containers(facts: &RebuildFacts) -> BTreeMap<&ContainerId, &Container> {
+    let mut newest: BTreeMap<&ContainerId, &Container> = BTreeMap::new();
+    let age = |container: &Container| (container.epoch, container.next_event);
+    for copy in &facts.copies {
+        let RecordCopy::Container { container, .. } = copy else { continue };
+        let entry = newest.entry(&container.id).or_insert(container);
+        if age(container) > age(entry) {
+            *entry = container;
+        }
+    }
+    newest
+}
+
+/// What there is to make generations of.
+struct Place<'a> {
+    found: &'a BTreeMap<&'a LayerId, &'a (LayerFile, LayerRecord)>,
+    became: Vec<(&'a LayerId, &'a [LayerId])>,
+    images: BTreeSet<&'a Digest>,
+}
+
+/// Merged layers with what they were made from.
+fn became(facts: &RebuildFacts) -> Vec<(&LayerId, &[LayerId])> {
+    facts
+        .layers
+        .iter()
+        .filter_map(|(file, _)| match &file.origin {
+            LayerOrigin::Merged { of } => Some((&file.id, of.as_slice())),
+            LayerOrigin::Image { .. } | LayerOrigin::Run { .. } => None,
+        })
+        .collect()
+}
+
+impl Place<'_> {
+    /// Returns a stack of layers that are all there, with merged ones in the place of those they were made from.
+    fn resolve(&self, stack: &[LayerId]) -> Result<Vec<LayerId>, LayerId> {
+        let mut resolved = Vec::with_capacity(stack.len());
+        let mut rest = stack;
+        while let Some((first, others)) = rest.split_first() {
+            if self.found.contains_key(first) {
+                resolved.push(first.clone());
+                rest = others;
+                continue;
+            }
+            let merged = self.became.iter().find(|(_, of)| !of.is_empty() && rest.starts_with(of));
+            let (id, of) = merged.ok_or_else(|| first.clone())?;
+            resolved.push((*id).clone());
+            rest = rest.get(of.len()..).unwrap_or_default();
+        }
+        Ok(resolved)
+    }
+
+    fn check(&self, generation: &Generation) -> Result<Vec<LayerId>, String> {
+        if !self.images.contains(&generation.image) {
+            return Err(format!("its image {} is gone", generation.image));
+        }
+        self.resolve(&generation.layers).map_err(|id| format!("its layer {id} is gone"))
+    }
+}
+
+fn rebuild_container(
+    copy: &Container,
+    place: &Place<'_>,
+    facts: &RebuildFacts,
+    findings: &mut Vec<Finding>,
+) -> Container {
+    let mut container = copy.clone();
+    let mut queue = container.queue.take().unwrap_or_default();
+    let known: BTreeSet<RunId> = queue.generations.iter().filter_map(|generation| generation.run.clone()).collect();
+    queue.generations = queue
+        .generations
+        .into_iter()
+        .filter_map(|generation| match place.check(&generation) {
+            Ok(layers) => Some(Generation { layers, ..generation }),
+            Err(why) => {
+                findings.push(warning(format!("generation {}@{}", copy.name, generation.seq), why));
+                None
+            }
+        })
+        .collect();
+    for (file, record) in later_runs(copy, &known, facts) {
+        append_later(&mut queue, file, record, place, findings);
+    }
+    let is_there = |seq: Option<Seq>| seq.is_some_and(|seq| queue.generations.iter().any(|item| item.seq == seq));
+    if !is_there(queue.current) {
+        queue.current = queue.generations.iter().rev().find(|item| !item.quarantined).map(|item| item.seq);
+    }
+    queue.undo = queue.undo.filter(|_| is_there(queue.current));
+    queue.held = None;
+    // What was running is not any more, or it is a run that nobody commits: its directory is kept by recovery.
+    container.phase = Phase::Dormant;
+    container.conditions.clear();
+    container.queue = Some(queue);
+    container
+}
+
+/// Layers that runs of a container made after the copy of its record, oldest first.
+fn later_runs<'a>(
+    copy: &Container,
+    known: &BTreeSet<RunId>,
+    facts: &'a RebuildFacts,
+) -> Vec<(&'a LayerFile, &'a LayerRecord)> {
+    let last = copy.queue.as_ref().and_then(|queue| queue.generations.iter().map(|item| item.exited_at).max());
+    let mut later: Vec<(Time, &LayerFile, &LayerRecord)> = facts
+        .layers
+        .iter()
+        .filter_map(|(file, record)| match &file.origin {
+            LayerOrigin::Run { container, run, exited_at, .. }
+                if *container == copy.id && !known.contains(run) && Some(*exited_at) > last =>
+            {
+                Some((*exited_at, file, record))
+            }
+            LayerOrigin::Run { .. } | LayerOrigin::Image { .. } | LayerOrigin::Merged { .. } => None,
+        })
+        .collect();
+    later.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
+    later.into_iter().map(|(_, file, record)| (file, record)).collect()
+}
+
+fn append_later(
+    queue: &mut Queue,
+    file: &LayerFile,
+    record: &LayerRecord,
+    place: &Place<'_>,
+    findings: &mut Vec<Finding>,
+) {
+    let LayerOrigin::Run { name, run, below, image, exited_at, .. } = &file.origin else { return };
+    let seq = queue.next_seq;
+    let mut layers = alloc::vec![file.id.clone()];
+    layers.extend_from_slice(below);
+    let generation = Generation {
+        seq,
+        exited_at: *exited_at,
+        kind: Kind::Salvage,
+        health: Health::Unknown,
+        exit_code: None,
+        parent: queue.current,
+        image: image.clone(),
+        layers,
+        mount_options: Vec::new(),
+        run: Some(run.clone()),
+        bytes: record.bytes,
+        entries: record.entries,
+        pinned: false,
+        quarantined: false,
+        clean: false,
+        note: Some("found by doctor --rebuild".to_owned()),
+        by: "doctor".to_owned(),
+        extra: BTreeMap::new(),
+    };
+    match place.check(&generation) {
+        Ok(layers) => {
+            queue.generations.push(Generation { layers, ..generation });
+            queue.next_seq = Seq(seq.0.saturating_add(1));
+            queue.current = Some(seq);
+        }
+        Err(why) => findings.push(warning(format!("layer {} of container {name}", file.id), why)),
+    }
+}
+
+/// Returns the record of a layer as its own file and directory say, for want of a copy.
+#[must_use]
+pub fn record_of(file: &LayerFile, form: crate::layers::Form) -> LayerRecord {
+    let (kind, diff_id) = match &file.origin {
+        LayerOrigin::Image { diff_id } => (LayerKind::Image, Some(diff_id.clone())),
+        LayerOrigin::Run { .. } | LayerOrigin::Merged { .. } => (LayerKind::Delta, None),
+    };
+    LayerRecord {
+        id: file.id.clone(),
+        kind,
+        diff_id,
+        bytes: file.bytes,
+        entries: file.entries,
+        created_at: file.created_at,
+        form,
+    }
+}
