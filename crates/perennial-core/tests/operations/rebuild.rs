@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 const IMAGE: u64 = 100;
 
 fn at(second: u64) -> Time {
-    format!("2026-11-22T10:00:{second:02}Z").parse().unwrap()
+    format!("2026-11-22T10:00:{second:02}Z").parse().expect("the test gives RFC 3339")
 }
 
 fn layer(number: u64) -> LayerId {
@@ -75,7 +75,7 @@ fn generation(number: u64, layers: &[u64]) -> Generation {
 
 /// A copy of the record after run `epoch`.
 fn copy(epoch: u64, generations: &[(u64, &[u64])]) -> RecordCopy {
-    let mut container = Container::new(id(), "web".parse().unwrap(), (digest(1), "box".into()), at(0));
+    let mut container = Container::new(id(), "web".parse().expect("a valid name"), (digest(1), "box".into()), at(0));
     container.epoch = epoch;
     container.phase = Phase::Dormant;
     let generations: Vec<Generation> = generations.iter().map(|(seq, layers)| generation(*seq, layers)).collect();
@@ -107,7 +107,9 @@ fn facts(layers: Vec<(LayerFile, LayerRecord)>, copies: Vec<RecordCopy>) -> Rebu
 }
 
 /// The queue of a rebuild's only container as `seq: layers`, and what was found.
-fn outcome(facts: &RebuildFacts) -> (Vec<(u64, Vec<LayerId>)>, Option<u64>, Vec<String>) {
+type Outcome = (Vec<(u64, Vec<LayerId>)>, Option<u64>, Vec<String>);
+
+fn outcome(facts: &RebuildFacts) -> Outcome {
     let rebuilt = plan(facts);
     let queue = rebuilt.containers.first().and_then(|container| container.queue.clone()).unwrap_or_default();
     let listed = queue.generations.into_iter().map(|item| (item.seq.0, item.layers)).collect();
