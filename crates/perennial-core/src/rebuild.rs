@@ -320,6 +320,7 @@ fn append_later(
         entries: record.entries,
         pinned: false,
         quarantined: false,
+        verified_at: None,
         clean: false,
         note: Some("found by doctor --rebuild".to_owned()),
         by: "doctor".to_owned(),

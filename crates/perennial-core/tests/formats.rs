@@ -127,6 +127,7 @@ fn generation(seq: u64) -> Generation {
         entries: 3,
         pinned: true,
         quarantined: false,
+        verified_at: None,
         clean: true,
         note: None,
         by: "root(0)".into(),

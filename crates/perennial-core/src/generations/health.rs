@@ -1,8 +1,9 @@
 //! What a run shows about the health of states (rows A22, A-Q12).
 
-use super::{Health, Kind};
+use super::{Generation, Health, Kind};
 use crate::container::Exit;
 use crate::time::Time;
+use alloc::format;
 use alloc::string::String;
 
 /// What was observed of a run that ended.
@@ -65,4 +66,18 @@ pub fn salvage(found_at: Time, reason: &str) -> Exit {
 pub fn set_aside(exit: Exit) -> Exit {
     let note = exit.note.or_else(|| Some(String::from("stopped for a rollback")));
     Exit { kind: Kind::Salvage, health: Health::Suspect, clean: false, proves_origin: false, note, ..exit }
+}
+
+/// Notes with a generation what a drill showed: one that passed is good and verified, one that failed is suspect. What is
+/// damaged stays so, whatever ran on it.
+pub fn drilled(generation: &mut Generation, passed: bool, because: &str, at: Time) {
+    if passed {
+        generation.verified_at = Some(at);
+    }
+    if generation.health != Health::Damaged {
+        generation.health = if passed { Health::Good } else { Health::Suspect };
+    }
+    if !passed {
+        generation.note = Some(format!("drill failed: {because}"));
+    }
 }

@@ -145,6 +145,9 @@ pub struct Generation {
     pub quarantined: bool,
     /// Whether its run ended as asked or with code 0.
     pub clean: bool,
+    /// When a drill last showed that its state works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<Time>,
     /// Remark for people.
     pub note: Option<String>,
     /// Who asked for the run.
@@ -323,6 +326,7 @@ fn generation_of(run: &Run, exit: &Exit, frozen: Frozen) -> Generation {
         entries,
         pinned: false,
         quarantined: false,
+        verified_at: None,
         clean: exit.clean,
         note: exit.note.clone(),
         by: run.by.clone(),

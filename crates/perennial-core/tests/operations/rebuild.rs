@@ -66,6 +66,7 @@ fn generation(number: u64, layers: &[u64]) -> Generation {
         entries: 3,
         pinned: false,
         quarantined: false,
+        verified_at: None,
         clean: true,
         note: None,
         by: "root".into(),

@@ -75,6 +75,8 @@ pub enum Command {
     Browse(BrowseArgs),
     /// Copy a file or directory out of a generation
     Cp(CpArgs),
+    /// Bring a generation up in a shadow and see whether it works
+    Drill(DrillArgs),
     /// Show who did what with a container
     Events(NameArg),
     /// Images
@@ -489,6 +491,20 @@ pub struct RollbackArgs {
     /// Leave a container that was running stopped
     #[arg(long)]
     pub no_start: bool,
+}
+
+/// `drill`.
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// Container, or generation as NAME@SEQ; the current one where no number is given
+    #[arg(value_name = "NAME[@SEQ]")]
+    pub generation: String,
+    /// Seconds after which it counts as failed
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Command that ends with code 0 where all is well; without one the health check decides
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// `mark`.

@@ -1,15 +1,18 @@
-//! `generations`, `pin`, `unpin`, `mark`.
+//! `generations`, `pin`, `unpin`, `mark`, `drill`.
 
 use super::{Context, reference};
-use crate::cli::args::{GenerationArg, HealthArg, MarkArgs, NameArg};
+use crate::cli::args::{DrillArgs, GenerationArg, HealthArg, MarkArgs, NameArg};
 use crate::cli::output::{self, Style};
 use crate::cli::table;
 use crate::engine::Engine;
+use crate::engine::drill::DrillRequest;
 use crate::engine::history::Pinned;
 use crate::failure::Result;
 use perennial_core::container::Container;
 use perennial_core::generations::{Generation, Health};
 use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::Duration;
 
 /// Lists a container's generations.
 ///
@@ -57,6 +60,7 @@ pub fn generation_json(generation: &Generation) -> Value {
         "exit_code": generation.exit_code,
         "pinned": generation.pinned,
         "quarantined": generation.quarantined,
+        "verified_at": generation.verified_at,
         "bytes": generation.bytes,
         "entries": generation.entries,
         "parent": generation.parent,
@@ -82,6 +86,9 @@ fn as_table(context: &Context, container: &Container) -> String {
         }
         if generation.quarantined {
             remarks.push("quarantined".to_owned());
+        }
+        if let Some(verified_at) = generation.verified_at {
+            remarks.push(format!("verified {}", table::age(verified_at, now)));
         }
         remarks.extend(generation.note.clone());
         rows.push(vec![
@@ -135,4 +142,36 @@ pub fn mark(context: &Context, args: &MarkArgs) -> Result<()> {
         Style::Text => output::line(format!("{name}@{seq} is marked {}", health_name(health))),
     }
     Ok(())
+}
+
+/// Brings a generation up in a shadow and says whether it works; code 1 says that it does not.
+///
+/// # Errors
+/// Where there is nothing to ask, or the shadow cannot be made.
+pub fn drill(context: &Context, args: DrillArgs) -> Result<ExitCode> {
+    let reference = reference::parse(&args.generation)?;
+    let request = DrillRequest {
+        name: reference.name.clone(),
+        selector: reference.selector,
+        command: args.command,
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let drilled = context.engine.drill(&request)?;
+    match context.style {
+        Style::Json => output::json(&json!({
+            "container": reference.name,
+            "seq": drilled.seq,
+            "passed": drilled.passed,
+            "because": drilled.because,
+            "output": drilled.output,
+        })),
+        Style::Text => {
+            let verdict = if drilled.passed { "works" } else { "does not work" };
+            output::line(format!("{}@{} {verdict}: {}", reference.name, drilled.seq, drilled.because));
+            if !drilled.passed {
+                drilled.output.iter().for_each(|line| output::line(format!("  | {line}")));
+            }
+        }
+    }
+    Ok(if drilled.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

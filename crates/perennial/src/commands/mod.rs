@@ -81,6 +81,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Diff(args) => views::diff(context, &args),
         Command::Browse(args) => views::browse(context, &args),
         Command::Cp(args) => views::cp(context, &args),
+        Command::Drill(args) => return generations::drill(context, args),
         Command::Events(args) => container::events(context, &args),
         Command::Image(command) => match command {
             ImageCommand::Import { source, name } => image::import(context, &source, &name),

@@ -125,6 +125,7 @@ impl Engine {
             entries: 0,
             pinned: false,
             quarantined: false,
+            verified_at: None,
             clean: of.clean,
             note: Some(note),
             by: self.actor.clone(),

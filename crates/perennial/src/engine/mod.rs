@@ -10,6 +10,7 @@
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
 //! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
+//! - [`drill`]: a generation brought up in a shadow and asked whether it works.
 //! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
 //! - [`diagnose`]: every invariant over what is really there.
 //! - [`rebuild`]: a lost record store made again from the layers.
@@ -20,6 +21,7 @@ pub mod collect;
 pub mod copy_out;
 pub mod create;
 pub mod diagnose;
+pub mod drill;
 pub mod exit;
 pub mod history;
 pub mod images;

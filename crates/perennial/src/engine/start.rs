@@ -131,7 +131,8 @@ impl Engine {
         })
     }
 
-    fn own_run(&self, run: &RunId) -> Result<Lock> {
+    /// Takes the lock of a run that is being made.
+    pub(super) fn own_run(&self, run: &RunId) -> Result<Lock> {
         let lock = self.root.lock_run(run, Wait::Never)?;
         lock.ok_or_else(|| Failure::new(Code::Conflict, format!("run {run} is taken")))
     }

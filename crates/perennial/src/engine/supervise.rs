@@ -178,7 +178,7 @@ fn not_started(mut failure: Failure) -> Failure {
     failure
 }
 
-fn start_failure(failure: &StartFailure) -> Failure {
+pub(super) fn start_failure(failure: &StartFailure) -> Failure {
     let code = match failure.code {
         127 => Code::CommandNotFound,
         126 => Code::NotExecutable,
@@ -208,7 +208,7 @@ fn session_config(
     })
 }
 
-fn health_plan(check: HealthCheck, base: &Process) -> Result<HealthPlan> {
+pub(super) fn health_plan(check: HealthCheck, base: &Process) -> Result<HealthPlan> {
     let process = resolve_health(base, &check)?;
     Ok(HealthPlan { check, process })
 }
