@@ -22,6 +22,16 @@ pub struct LayerFile {
     pub bytes: u64,
     /// Entries when it was made.
     pub entries: u64,
+    /// Whether its tree holds metadata-only files or directory redirects; see [`perennial_core::layers::LayerRecord`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unresolved: bool,
+}
+
+impl LayerFile {
+    fn encode(&self) -> Vec<u8> {
+        let flags: &[&str] = if self.unresolved { &[format::FLAG_UNRESOLVED] } else { &[] };
+        format::encode_flagged(Format::LayerFile, flags, self)
+    }
 }
 
 /// Where a layer comes from.
@@ -97,7 +107,7 @@ pub fn prepare(root: &Root, file: &LayerFile) -> Result<(), LayerError> {
         Err(error) => return Err(LayerError::io("create", &path, error)),
     }
     let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
-    atomic::write_unsynced(directory.as_fd(), "layer.json", &format::encode(Format::LayerFile, file))
+    atomic::write_unsynced(directory.as_fd(), "layer.json", &file.encode())
         .map_err(|error| LayerError::io("write layer.json in", &path, error))
 }
 

@@ -43,6 +43,7 @@ fn the_frozen_layer_file_means_what_it_meant() {
         },
         bytes: 4096,
         entries: 3,
+        unresolved: false,
     };
     check_frozen(Format::LayerFile, &expected);
 }
@@ -55,7 +56,7 @@ fn every_origin_of_a_layer_survives_a_round_trip() {
         LayerOrigin::Merged { of: vec![layer(2), layer(1)] },
     ] {
         let created_at = "2026-11-22T19:10:00Z".parse().unwrap();
-        let file = LayerFile { id: layer(3), created_at, origin, bytes: 1, entries: 1 };
+        let file = LayerFile { id: layer(3), created_at, origin, bytes: 1, entries: 1, unresolved: false };
         assert_eq!(decode(Format::LayerFile, &encode(Format::LayerFile, &file)), Ok(file));
     }
 }

@@ -9,6 +9,7 @@
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
+//! - [`trees`]: layers on disk in either form, the one door to them.
 //! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
 //! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
 //! - [`diagnose`]: every invariant over what is really there.
@@ -29,6 +30,7 @@ pub mod recover;
 pub mod settle;
 pub mod start;
 pub mod supervise;
+pub mod trees;
 pub mod usage;
 pub mod views;
 
