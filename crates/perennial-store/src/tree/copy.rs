@@ -72,16 +72,16 @@ impl Copier {
         read_flags(source.as_fd())
             .and_then(|flags| apply_early_flags(target.as_fd(), flags))
             .map_err(|errno| fail("set the inode flags of", errno))?;
-        self.copy_data(&source, &target, stat.size, path)?;
+        self.copy_data(source.as_fd(), target.as_fd(), stat.size, path)?;
         let attrs = self.io.read(Target::Open(source.as_fd()), &stat, path)?;
         self.io.apply(Target::Open(target.as_fd()), &attrs, Kind::Other, path)
     }
 
     /// Copies the content of an open file into an empty one; holes stay holes.
-    fn copy_data(
+    pub(crate) fn copy_data(
         &mut self,
-        source: &OwnedFd,
-        target: &OwnedFd,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
         size: u64,
         path: &dyn Fn() -> EntryPath,
     ) -> Result<(), TreeError> {
@@ -111,7 +111,7 @@ impl Copier {
         Ok(())
     }
 
-    fn reflink(&mut self, source: &OwnedFd, target: &OwnedFd) -> Result<bool, Errno> {
+    fn reflink(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<bool, Errno> {
         if self.no_reflink {
             return Ok(false);
         }
@@ -127,7 +127,13 @@ impl Copier {
         }
     }
 
-    fn copy_some(&mut self, source: &OwnedFd, target: &OwnedFd, from: u64, until: u64) -> Result<u64, Errno> {
+    fn copy_some(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        from: u64,
+        until: u64,
+    ) -> Result<u64, Errno> {
         let wanted = until.saturating_sub(from).min(CHUNK_BYTES_MAX);
         if !self.no_kernel_copy {
             let (mut source_at, mut target_at) = (from, from);
@@ -146,7 +152,7 @@ impl Copier {
     }
 }
 
-fn copy_by_reading(source: &OwnedFd, target: &OwnedFd, from: u64, wanted: u64) -> Result<u64, Errno> {
+fn copy_by_reading(source: BorrowedFd<'_>, target: BorrowedFd<'_>, from: u64, wanted: u64) -> Result<u64, Errno> {
     let mut buffer = vec![0_u8; usize::try_from(wanted).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES)];
     let length = rustix::io::pread(source, buffer.as_mut_slice(), from)?;
     let mut rest = buffer.get(..length).unwrap_or_default();
