@@ -18,3 +18,4 @@ pub mod entry;
 pub mod io;
 pub mod manifest;
 pub mod object;
+pub mod order;

@@ -20,7 +20,7 @@ use perennial_runtime::mount;
 use perennial_runtime::oci::{OciError, OciRuntime};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
-use perennial_store::tree::{self, TreeError};
+use perennial_store::tree::{self, MadeOver, TreeError};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -98,7 +98,9 @@ impl Engine {
             self.note_disposable(&run.id);
             return Ok(None);
         }
-        let measure = tree::measure_and_strip(tree::open_tree(&upper)?.as_fd())?;
+        self.refuse_secret(&upper)?;
+        let over = if mount::leaves_redirects(&run.mount_options) { MadeOver::Sealed } else { MadeOver::Directories };
+        let measure = tree::measure_and_strip_over(tree::open_tree(&upper)?.as_fd(), over)?;
         if measure.protected > 0 {
             tree::protect::protect(tree::open_tree(&upper)?.as_fd())?;
         }
@@ -118,7 +120,7 @@ impl Engine {
             },
             bytes: measure.bytes,
             entries: measure.entries,
-            unresolved: false,
+            unresolved: measure.unresolved > 0,
         };
         layer::prepare(&self.root, &file)?;
         mount::syncfs(&upper)?;

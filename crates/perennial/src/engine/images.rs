@@ -47,6 +47,7 @@ impl Target<'_> {
     fn take(&self, directory: PathBuf, imported: &ImportedLayer) -> Result<LayerTree> {
         let engine = self.engine;
         let id = LayerId::from_random(random()?);
+        engine.refuse_secret(&directory)?;
         let measure = tree::measure(tree::open_tree(&directory)?.as_fd())?;
         let (bytes, entries) = (measure.bytes, measure.entries);
         let origin = LayerOrigin::Image { diff_id: imported.key.diff_id.clone() };

@@ -23,7 +23,7 @@ use perennial_store::tree::below::{BelowView, Cut};
 use perennial_store::tree::diff::{Change, ChangeKind};
 use perennial_store::tree::error::PathTrail;
 use perennial_store::tree::walk::{Order, Visit, walk};
-use perennial_store::tree::{self, Data, Measure, TreeError};
+use perennial_store::tree::{self, Measure, TreeError};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -165,10 +165,9 @@ impl Engine {
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
         let made = (|| -> Result<Measure> {
-            let (own, below) = (self.open_layers(layers)?, self.open_layers(&image.layers)?);
+            let own = self.open_layers(layers)?;
             let target = tree::open_tree(&staging)?;
-            let measure =
-                tree::materialize(&borrow_all(&own), &borrow_all(&below), target.as_fd(), Data::Copy, &mut |_| {})?;
+            let measure = self.write_out(layers, &image.layers, target.as_fd())?;
             super::settle::protect_like(&borrow_all(&own), target.as_fd())?;
             let origin = LayerOrigin::Merged { of: layers.to_vec() };
             let (bytes, entries) = (measure.bytes, measure.entries);

@@ -8,7 +8,7 @@
 
 use super::exit::cgroup_of;
 use super::records::{Doc, Note};
-use super::trees::{LayerState, borrow_all, needs};
+use super::trees::{LayerState, needs};
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, StartFault, StartMode};
@@ -196,9 +196,8 @@ impl Engine {
     fn unpack_upper(&self, run: &Run, directory: &Path) -> Result<()> {
         let partial = directory.join("upper.partial");
         std::fs::create_dir(&partial)?;
-        let (layers, below) = (self.open_layers(&run.layers)?, self.open_layers(&run.image_layers)?);
         let target = tree::open_tree(&partial)?;
-        tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Copy, &mut |_| {})?;
+        self.write_out(&run.layers, &run.image_layers, target.as_fd())?;
         std::fs::rename(&partial, directory.join("upper"))?;
         let fingerprint = tree::fingerprint::fingerprint(target.as_fd())?;
         let run_directory = perennial_store::atomic::open_directory(directory)?;

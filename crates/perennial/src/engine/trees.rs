@@ -9,10 +9,11 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
 use perennial_core::layers::Form;
 use perennial_runtime::mount::{LayerNeeds, Lower};
-use perennial_store::layer;
-use perennial_store::tree;
+use perennial_store::objects::Objects;
+use perennial_store::tree::{self, Data, Measure};
+use perennial_store::{atomic, layer, sealed};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Files of a layer in sealed form, besides its `layer.json`.
 const SEALED_FILES: [&str; 2] = ["manifest", "meta.erofs"];
@@ -61,7 +62,13 @@ impl Engine {
     pub fn open_layer(&self, layer: &LayerState) -> Result<OwnedFd> {
         match layer.form {
             Form::Dir => Ok(tree::open_tree(&self.root.layer_tree(&layer.id))?),
-            Form::Sealed => Err(Failure::new(Code::Host, format!("layer {} is sealed", layer.id))),
+            Form::Sealed => {
+                let directory = atomic::open_directory(&self.root.layer_dir(&layer.id))?;
+                sealed::open_tree(directory.as_fd()).map_err(|error| {
+                    let failure = Failure::from(error).while_doing(format!("cannot read layer {}", layer.id));
+                    failure.code(Code::Host).hint("`perennial doctor` says whether this host can use sealed layers")
+                })
+            }
         }
     }
 
@@ -89,8 +96,37 @@ impl Engine {
     pub fn data_of(&self, needs: LayerNeeds) -> Option<PathBuf> {
         match needs {
             LayerNeeds::Nothing => None,
-            LayerNeeds::Data => Some(self.root.path().join("objects")),
+            LayerNeeds::Data => Some(self.root.objects_dir()),
         }
+    }
+
+    /// Refuses a tree whose top level has the name under which this root keeps contents: as a layer it could pass off
+    /// its own files for the contents of others. The name is random and shown to no container.
+    ///
+    /// # Errors
+    /// Where it has that name.
+    pub fn refuse_secret(&self, tree: &Path) -> Result<()> {
+        if tree.join(self.root.secret().to_string()).symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let message = format!("{} has an entry with the secret name of this root's objects", tree.display());
+        Err(Failure::new(Code::Failed, message)
+            .hint("somebody has read format.json and put it there; remove that entry, nothing else needs it"))
+    }
+
+    /// Writes layers as one tree, with copies of all content, into an empty directory, for use over `below`.
+    ///
+    /// # Errors
+    /// Where something cannot be read or written exactly; the directory is incomplete then.
+    pub fn write_out(&self, layers: &[LayerId], below: &[LayerId], target: BorrowedFd<'_>) -> Result<Measure> {
+        let has_sealed = self.states(layers)?.iter().any(|layer| layer.form == Form::Sealed);
+        let (layers, below) = (self.open_layers(layers)?, self.open_layers(below)?);
+        let (layers, below) = (borrow_all(&layers), borrow_all(&below));
+        if has_sealed {
+            let objects = Objects::open(&self.root)?;
+            return Ok(tree::materialize_sealed(&layers, &below, target, &objects, &mut |_| {})?);
+        }
+        Ok(tree::materialize(&layers, &below, target, Data::Copy, &mut |_| {})?)
     }
 
     /// Returns whether a layer is there in the form its record says.
