@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 /// Largest record, in bytes: far above any honest one, and small enough to read whole.
 pub const RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Flag of a layer's record: it is kept in sealed form.
+pub const FLAG_SEALED: &str = "sealed";
+/// Flag of a layer's record and of its `layer.json`: it holds metadata-only files or directory redirects.
+pub const FLAG_UNRESOLVED: &str = "unresolved";
+
 /// The formats there are; each has a page in `docs/formats/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
@@ -58,6 +63,15 @@ impl Format {
             Self::Event => "perennial-event",
             Self::View => "perennial-view",
             Self::RecordCopy => "perennial-record-copy",
+        }
+    }
+
+    /// Returns the flags this release understands.
+    const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED],
+            Self::LayerFile => &[FLAG_UNRESOLVED],
+            Self::Root | Self::Container | Self::Image | Self::Event | Self::View => &[],
         }
     }
 
@@ -128,7 +142,7 @@ pub enum DecodeError {
 struct EnvelopeOut<'a, T> {
     format: &'static str,
     version: u32,
-    must_understand: [&'static str; 0],
+    must_understand: &'a [&'static str],
     body: &'a T,
 }
 
@@ -151,7 +165,17 @@ struct EnvelopeIn<T> {
 /// Never: the records of this crate have string keys and finite numbers only.
 #[must_use]
 pub fn encode<T: Serialize>(format: Format, body: &T) -> Vec<u8> {
-    let envelope = EnvelopeOut { format: format.name(), version: format.version(), must_understand: [], body };
+    encode_flagged(format, &[], body)
+}
+
+/// Returns the bytes of a record that only a reader may use who understands `flags`.
+///
+/// # Panics
+/// As [`encode`].
+#[must_use]
+pub fn encode_flagged<T: Serialize>(format: Format, flags: &[&'static str], body: &T) -> Vec<u8> {
+    let (name, version) = (format.name(), format.version());
+    let envelope = EnvelopeOut { format: name, version, must_understand: flags, body };
     serde_json::to_vec(&envelope).expect("records have string keys and no floats, so encoding cannot fail")
 }
 
@@ -175,7 +199,8 @@ pub fn decode<T: DeserializeOwned>(format: Format, bytes: &[u8]) -> Result<T, De
     if head.version > format.version() {
         return Err(DecodeError::NewerVersion { format: name, found: head.version, known: format.version() });
     }
-    if let Some(flag) = head.must_understand.into_iter().next() {
+    let mut unknown = head.must_understand.into_iter().filter(|flag| !format.flags().contains(&flag.as_str()));
+    if let Some(flag) = unknown.next() {
         return Err(DecodeError::UnknownFlag { format: name, flag });
     }
     let envelope: EnvelopeIn<T> = serde_json::from_slice(bytes).map_err(damaged)?;

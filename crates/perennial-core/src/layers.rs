@@ -3,7 +3,9 @@
 //! A *stack* is the list of layers of a generation, newest first. Layers are shared between stacks; a layer changes
 //! only where no stack can tell (fold) and is replaced otherwise (merge).
 
+use crate::format::{self, Format};
 use crate::id::{ContainerId, Digest, LayerId, RunId};
+use crate::sealed::object::ObjectId;
 use crate::time::Time;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
@@ -32,6 +34,17 @@ pub enum Form {
     /// A directory in the format of an overlayfs upper directory.
     #[default]
     Dir,
+    /// A manifest whose file contents are objects, and an EROFS image of the same tree; see [`crate::sealed`].
+    Sealed,
+}
+
+/// The manifest of a sealed layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRef {
+    /// BLAKE3 of its bytes.
+    pub id: ObjectId,
+    /// Its length, in bytes.
+    pub bytes: u64,
 }
 
 /// The record of a layer, kept beside its tree.
@@ -53,6 +66,38 @@ pub struct LayerRecord {
     /// How it is kept.
     #[serde(default)]
     pub form: Form,
+    /// Whether it holds metadata-only files or directory redirects, which mean something only over the layers it was
+    /// made over. Never so in sealed form.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub unresolved: bool,
+    /// The manifest, in sealed form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<ManifestRef>,
+    /// Why it cannot be sealed and stays a directory, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsealable: Option<String>,
+}
+
+impl LayerRecord {
+    /// Makes the record of a layer in dir form that stands for itself, of so many allocated bytes and entries.
+    #[must_use]
+    pub const fn of_tree(id: LayerId, kind: LayerKind, (bytes, entries): (u64, u64), created_at: Time) -> Self {
+        let (form, unresolved) = (Form::Dir, false);
+        Self { id, kind, diff_id: None, bytes, entries, created_at, form, unresolved, manifest: None, unsealable: None }
+    }
+
+    /// Returns its bytes for the record store, with the flags that an older release must understand.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut flags = Vec::new();
+        if self.form == Form::Sealed {
+            flags.push(format::FLAG_SEALED);
+        }
+        if self.unresolved {
+            flags.push(format::FLAG_UNRESOLVED);
+        }
+        format::encode_flagged(Format::Layer, &flags, self)
+    }
 }
 
 /// Body of `layer.json`: enough to know, without any record, what a layer is and whose it was.
@@ -68,6 +113,18 @@ pub struct LayerFile {
     pub bytes: u64,
     /// Entries when it was made.
     pub entries: u64,
+    /// Whether its tree holds metadata-only files or directory redirects; see [`LayerRecord`].
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub unresolved: bool,
+}
+
+impl LayerFile {
+    /// Returns its bytes, with the flags that an older release must understand.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let flags: &[&str] = if self.unresolved { &[format::FLAG_UNRESOLVED] } else { &[] };
+        format::encode_flagged(Format::LayerFile, flags, self)
+    }
 }
 
 /// Where a layer comes from.

@@ -13,7 +13,7 @@ use crate::container::{Container, Phase};
 use crate::generations::{Generation, Health, Kind, Queue};
 use crate::id::{ContainerId, Digest, LayerId, RunId, Seq};
 use crate::image::Image;
-use crate::layers::{LayerFile, LayerKind, LayerOrigin, LayerRecord};
+use crate::layers::{Form, LayerFile, LayerKind, LayerOrigin, LayerRecord, ManifestRef};
 use crate::time::Time;
 use alloc::borrow::ToOwned as _;
 use alloc::boxed::Box;
@@ -144,7 +144,8 @@ fn records(facts: &RebuildFacts, found: &BTreeMap<&LayerId, &(LayerFile, LayerRe
         for copied in layers.iter().filter(|layer| found.contains_key(&layer.id)) {
             if let Some(record) = records.get_mut(&copied.id) {
                 // Its form is what is on disk; the rest is what was recorded.
-                *record = LayerRecord { form: record.form, ..copied.clone() };
+                let (form, unresolved, manifest) = (record.form, record.unresolved, record.manifest.take());
+                *record = LayerRecord { form, unresolved, manifest, ..copied.clone() };
             }
         }
     }
@@ -336,20 +337,19 @@ fn append_later(
     }
 }
 
-/// Returns the record of a layer as its own file and directory say, for want of a copy.
+/// Returns the record of a layer as its own file and directory say, for want of a copy. `manifest` is that of its sealed
+/// form, where its data is there in that form.
 #[must_use]
-pub fn record_of(file: &LayerFile, form: crate::layers::Form) -> LayerRecord {
+pub fn record_of(file: &LayerFile, manifest: Option<ManifestRef>) -> LayerRecord {
     let (kind, diff_id) = match &file.origin {
         LayerOrigin::Image { diff_id } => (LayerKind::Image, Some(diff_id.clone())),
         LayerOrigin::Run { .. } | LayerOrigin::Merged { .. } => (LayerKind::Delta, None),
     };
     LayerRecord {
-        id: file.id.clone(),
-        kind,
         diff_id,
-        bytes: file.bytes,
-        entries: file.entries,
-        created_at: file.created_at,
-        form,
+        form: if manifest.is_some() { Form::Sealed } else { Form::Dir },
+        unresolved: file.unresolved && manifest.is_none(),
+        manifest,
+        ..LayerRecord::of_tree(file.id.clone(), kind, (file.bytes, file.entries), file.created_at)
     }
 }

@@ -7,8 +7,9 @@ use perennial_core::generations::rollback::Undo;
 use perennial_core::generations::{Generation, Health, Kind, Policy, Queue};
 use perennial_core::id::{ContainerId, Digest, LayerId, RunId, Seq};
 use perennial_core::image::{Image, ImageConfig};
-use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_core::layers::{Form, LayerKind, LayerRecord, ManifestRef};
 use perennial_core::rebuild::RecordCopy;
+use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
 use serde::Serialize;
@@ -239,14 +240,10 @@ fn an_image() -> Image {
 }
 
 fn an_image_layer() -> LayerRecord {
+    let created_at = time("2026-11-22T17:00:00Z");
     LayerRecord {
-        id: layer(10),
-        kind: LayerKind::Image,
         diff_id: Some(image(3)),
-        bytes: 123_456_789,
-        entries: 6789,
-        created_at: time("2026-11-22T17:00:00Z"),
-        form: Form::Dir,
+        ..LayerRecord::of_tree(layer(10), LayerKind::Image, (123_456_789, 6789), created_at)
     }
 }
 
@@ -257,7 +254,9 @@ fn the_frozen_image_means_what_it_meant() {
 
 #[test]
 fn the_frozen_layer_means_what_it_meant() {
-    check_frozen(Format::Layer, &an_image_layer());
+    let expected = an_image_layer();
+    check_frozen(Format::Layer, &expected);
+    assert_eq!(expected.encode(), encode(Format::Layer, &expected), "nothing new, so nothing to be understood");
 }
 
 #[test]
@@ -268,6 +267,23 @@ fn the_frozen_copy_means_what_it_meant() {
     let layers = vec![an_image_layer()];
     let container = RecordCopy::Container { container: Box::new(container(exiting())), layers };
     assert_eq!(decode(Format::RecordCopy, &encode(Format::RecordCopy, &container)), Ok(container));
+}
+
+#[test]
+fn a_layer_that_an_older_release_would_misread_says_so() {
+    let dir = LayerRecord::of_tree(layer(10), LayerKind::Delta, (4096, 3), time("2026-11-22T17:00:00Z"));
+    let manifest = Some(ManifestRef { id: ObjectId::of(b"manifest"), bytes: 8 });
+    let sealed = LayerRecord { form: Form::Sealed, manifest, ..dir.clone() };
+    let unresolved = LayerRecord { unresolved: true, ..dir };
+    for (record, flag) in [(sealed, "sealed"), (unresolved, "unresolved")] {
+        let bytes = record.encode();
+        let value: Value = serde_json::from_slice(&bytes).expect("encode writes JSON");
+        assert_eq!(value["must_understand"], json!([flag]));
+        assert_eq!(decode(Format::Layer, &bytes), Ok(record));
+        let elsewhere = String::from_utf8_lossy(&bytes).replace("perennial-layer", "perennial-image");
+        let error = decode::<Value>(Format::Image, elsewhere.as_bytes()).unwrap_err();
+        assert_eq!(error, DecodeError::UnknownFlag { format: "perennial-image", flag: flag.into() });
+    }
 }
 
 #[test]

@@ -133,6 +133,16 @@ pub(crate) fn is_opaque(directory: impl AsFd) -> io::Result<bool> {
     }
 }
 
+/// Returns where the file `name` in `parent` has its content, where that is elsewhere.
+pub(crate) fn redirect(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut value = [0_u8; 256];
+    match fs::lgetxattr(proc_path(parent, name), "trusted.overlay.redirect", &mut value) {
+        Ok(length) => Ok(value.get(..length).map(<[u8]>::to_vec)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn list(path: &PathBuf) -> io::Result<Vec<Vec<u8>>> {
     let mut names: Vec<u8> = Vec::with_capacity(XATTR_BYTES_MAX);
     match fs::llistxattr(path, rustix::buffer::spare_capacity(&mut names)) {

@@ -10,7 +10,7 @@
 mod documents;
 mod layers;
 
-pub use layers::{LayerKey, LayerTarget, TargetError};
+pub use layers::{LayerKey, LayerTarget, LayerTree, TargetError};
 
 use crate::apply::{ApplyError, Limits};
 use crate::blobs::{ArchiveBlobs, BlobName, Blobs, DirectoryBlobs};

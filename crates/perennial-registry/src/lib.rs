@@ -28,7 +28,9 @@ mod tarball;
 
 pub use apply::{ApplyError, Limits, LinkReason};
 pub use beneath::NameError;
-pub use import::{ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, TargetError, import};
+pub use import::{
+    ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, LayerTree, TargetError, import,
+};
 pub use manifest::{ManifestError, Platform};
 pub use progress::{Event, Phase, Progress};
 pub use pull::{PullError, PullOptions, pull};

@@ -2,19 +2,21 @@
 //!
 //! Needed for what a layer takes for granted: directories it does not describe, files it links to, and names it hides.
 
-use crate::attributes::{Attributes, is_opaque};
-use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use crate::attributes::{Attributes, is_opaque, redirect};
+use crate::import::LayerTree;
+use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 
 /// What a path is in the merged tree.
 pub(crate) struct Found {
     parent: Rc<OwnedFd>,
     name: Vec<u8>,
+    data: Option<Rc<OwnedFd>>,
     pub(crate) stat: Stat,
     pub(crate) kind: FileType,
 }
@@ -25,9 +27,16 @@ impl Found {
         Attributes::read(self.parent.as_fd(), &self.name, &self.stat)
     }
 
-    /// Opens a regular file for reading.
+    /// Opens a regular file for reading: the one that has its content.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        if let Some(data) = &self.data
+            && let Some(redirect) = redirect(self.parent.as_fd(), &self.name)?
+        {
+            // The store writes such names itself, absolute from the directory of data.
+            let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+            return Ok(fs::openat2(&**data, redirect.as_slice(), flags, Mode::empty(), how)?);
+        }
         Ok(fs::openat(&*self.parent, self.name.as_slice(), flags, Mode::empty())?)
     }
 
@@ -41,19 +50,22 @@ impl Found {
 #[derive(Debug, Default)]
 pub(crate) struct Lowers {
     roots: Vec<Rc<OwnedFd>>,
+    data: Option<Rc<OwnedFd>>,
 }
 
 /// A directory of the merged tree: the directories of the layers that make it up, newest first.
 type Merged = Vec<Rc<OwnedFd>>;
 
 impl Lowers {
-    /// Opens the trees, newest first.
-    pub(crate) fn open(trees: &[PathBuf]) -> io::Result<Self> {
-        let open = |tree: &PathBuf| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            Ok(Rc::new(fs::openat(CWD, tree, flags, Mode::empty())?))
+    /// Opens the trees, newest first; `data` is where files have their content that say so.
+    pub(crate) fn open(trees: &[LayerTree], data: Option<&Path>) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open_path = |path: &Path| Ok(Rc::new(fs::openat(CWD, path, flags, Mode::empty())?));
+        let open = |tree: &LayerTree| match tree {
+            LayerTree::Dir(path) => open_path(path),
+            LayerTree::Open(root) => Ok(Rc::new(fs::openat(&**root, ".", flags, Mode::empty())?)),
         };
-        Ok(Self { roots: trees.iter().map(open).collect::<io::Result<_>>()? })
+        Ok(Self { roots: trees.iter().map(open).collect::<io::Result<_>>()?, data: data.map(open_path).transpose()? })
     }
 
     /// Returns what a path is, or `None` where no layer has it. An empty path is the root.
@@ -63,12 +75,13 @@ impl Lowers {
             return Ok(None);
         };
         let stat = fs::statat(&**first, ".", AtFlags::empty())?;
-        let mut found = Found { parent: first.clone(), name: b".".to_vec(), stat, kind: FileType::Directory };
+        let (name, kind, data) = (b".".to_vec(), FileType::Directory, None);
+        let mut found = Found { parent: first.clone(), name, data, stat, kind };
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             let (Some(next), below) = step(&here, name)? else {
                 return Ok(None);
             };
-            found = next;
+            found = Found { data: self.data.clone(), ..next };
             here = below;
         }
         Ok(Some(found))
@@ -116,7 +129,7 @@ fn step(here: &Merged, name: &[u8]) -> io::Result<(Option<Found>, Merged)> {
             break;
         }
         if found.is_none() {
-            found = Some(Found { parent: directory.clone(), name: name.to_vec(), stat, kind });
+            found = Some(Found { parent: directory.clone(), name: name.to_vec(), data: None, stat, kind });
         }
         if !is_directory {
             break;

@@ -9,15 +9,19 @@
 //!
 //! Options are pinned explicitly, never left to the module's defaults, because what lies in an upper directory
 //! depends on them: no metadata-only copies, no directory redirects, no index, nothing volatile. An option the kernel
-//! does not know is left out only because a feature it does not have is off anyway.
+//! does not know is left out only because a feature it does not have is off anyway. Layers whose files have their
+//! content in a directory of data ([`OverlayPlan::data`], Linux 6.15 with an upper) need the first two *on*; what they
+//! then leave in the upper is the store's to understand.
 //!
 //! Layers are handed over one by one through the file-system context (`fsconfig(2)`, `lowerdir+`, Linux 6.5), so that
 //! neither their number nor the length of their paths meets the page-sized bound of `mount(2)`; [`MountApi::Legacy`] serves older
 //! kernels within that bound.
 
 mod legacy;
+mod plan;
 mod table;
 
+pub use plan::{Lower, OverlayPlan, Upper};
 pub use table::{MountEntry, is_mounted, mounts_under, parse_mountinfo};
 
 use crate::clock;
@@ -39,34 +43,6 @@ const FSCONFIG_BYTES_MAX: usize = 255;
 const UNMOUNT_RETRY: Duration = Duration::from_millis(2);
 /// Most kernel messages read for one error.
 const MESSAGES_MAX: usize = 16;
-
-/// What to stack.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OverlayPlan {
-    /// Read-only directories, newest first; at least one.
-    pub lowers: Vec<PathBuf>,
-    /// Where changes go; without it the mount cannot be written.
-    pub upper: Option<Upper>,
-    /// Whether writing is forbidden although there is an upper directory.
-    pub read_only: bool,
-}
-
-/// The writable part of a union.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upper {
-    /// Directory that receives the changes.
-    pub upper: PathBuf,
-    /// Empty directory on the same file system, for the kernel alone.
-    pub work: PathBuf,
-}
-
-impl OverlayPlan {
-    /// Returns a plan that shows `lowers`, newest first, for reading only.
-    #[must_use]
-    pub fn read_only(lowers: Vec<PathBuf>) -> Self {
-        Self { lowers, upper: None, read_only: true }
-    }
-}
 
 /// Which way to mount; [`mount`] chooses by trying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +92,12 @@ pub enum MountError {
         target: String,
         /// The path.
         path: PathBuf,
+    },
+    /// Layers or options that only file-system contexts can set.
+    #[error("cannot mount {target}: sealed layers need a kernel whose file-system contexts take layers by descriptor")]
+    NeedsContext {
+        /// Where to.
+        target: String,
     },
     /// The kernel refused.
     #[error("cannot mount {target}: {step}{}", detail(messages))]
@@ -167,6 +149,8 @@ fn detail(messages: &[String]) -> String {
 /// If the kernel refuses; the error carries the kernel's own words.
 pub fn mount(plan: &OverlayPlan, target: &Path) -> Result<Vec<String>, MountError> {
     match mount_with(plan, target, MountApi::Context) {
+        // Nothing older can do it: what the kernel says about the new way is what there is to know.
+        Err(error) if needs_context(plan) => Err(error),
         Err(error) if is_missing_api(&error) => mount_with(plan, target, MountApi::Legacy),
         // Refused without a word: the old way may do, and if it does not, the first refusal is the one to tell.
         Err(error @ MountError::Kernel { source: Errno::INVAL, .. }) if !error.has_messages() => {
@@ -183,6 +167,9 @@ pub fn mount(plan: &OverlayPlan, target: &Path) -> Result<Vec<String>, MountErro
 pub fn mount_with(plan: &OverlayPlan, target: &Path, api: MountApi) -> Result<Vec<String>, MountError> {
     check(plan, target)?;
     match api {
+        MountApi::Legacy if needs_context(plan) => {
+            Err(MountError::NeedsContext { target: target.display().to_string() })
+        }
         MountApi::Legacy => legacy::mount(plan, target),
         MountApi::Context => {
             let (mounted, options) = context(plan, target)?;
@@ -203,18 +190,32 @@ pub fn mount_detached(plan: &OverlayPlan) -> Result<OwnedFd, MountError> {
     context(plan, target).map(|(mounted, _)| mounted)
 }
 
+fn needs_context(plan: &OverlayPlan) -> bool {
+    plan.data.is_some() || plan.lowers.iter().any(|lower| lower.path().is_none())
+}
+
+/// What the layers of a union need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerNeeds {
+    /// All of their content is in them.
+    Nothing,
+    /// A directory of data, as in [`OverlayPlan::data`].
+    Data,
+}
+
 /// Returns the options that [`mount`] pins on this kernel, as `name=value`, without the layers.
 #[must_use]
-pub fn recorded_options() -> Vec<String> {
+pub fn recorded_options(needs: LayerNeeds) -> Vec<String> {
+    let pinned = pinned(needs);
     let Ok(fs) = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) else {
-        return PINNED
+        return pinned
             .iter()
             .filter_map(|(name, values)| values.last().map(|value| format!("{name}={value}")))
             .collect();
     };
     let mut options = Vec::new();
-    for (name, values) in PINNED {
-        let accepted = values.iter().find(|value| fsconfig_set_string(&fs, name, **value).is_ok());
+    for (name, values) in pinned {
+        let accepted = values.iter().find(|value| fsconfig_set_string(&fs, *name, **value).is_ok());
         options.extend(accepted.map(|value| format!("{name}={value}")));
     }
     options
@@ -256,15 +257,40 @@ pub fn syncfs(directory: &Path) -> std::io::Result<()> {
     Ok(rustix::fs::syncfs(fd)?)
 }
 
-/// Pinned options, each with the values to try; the last one is what every kernel that knows the option accepts.
-/// `nofollow` also keeps redirects in foreign layers from being followed, whatever the module's default says.
-const PINNED: [(&str, &[&str]); 5] = [
-    ("redirect_dir", &["nofollow", "off"]),
-    ("metacopy", &["off"]),
-    ("index", &["off"]),
-    ("nfs_export", &["off"]),
-    ("uuid", &["null", "off"]),
-];
+/// Name of the option that lets the upper get metadata-only files.
+const METACOPY: &str = "metacopy";
+/// Its recorded value where it does.
+const METACOPY_ON: &str = "metacopy=on";
+
+/// Returns whether a union with these recorded options can leave metadata-only files and redirects in its upper.
+#[must_use]
+pub fn leaves_redirects(recorded: &[String]) -> bool {
+    recorded.iter().any(|option| option == METACOPY_ON)
+}
+
+/// Returns the pinned options, each with the values to try; the last one is what every kernel that knows the option
+/// accepts. `nofollow` also keeps redirects in foreign layers from being followed, whatever the module's default says.
+/// Sealed layers are file systems of their own: `xino` keeps all files of the union on one device for those who look
+/// at device numbers, such as `find -xdev`.
+fn pinned(needs: LayerNeeds) -> &'static [(&'static str, &'static [&'static str])] {
+    match needs {
+        LayerNeeds::Nothing => &[
+            ("redirect_dir", &["nofollow", "off"]),
+            (METACOPY, &["off"]),
+            ("index", &["off"]),
+            ("nfs_export", &["off"]),
+            ("uuid", &["null", "off"]),
+        ],
+        LayerNeeds::Data => &[
+            ("redirect_dir", &["on"]),
+            (METACOPY, &["on"]),
+            ("index", &["off"]),
+            ("nfs_export", &["off"]),
+            ("uuid", &["null", "off"]),
+            ("xino", &["on"]),
+        ],
+    }
+}
 
 fn check(plan: &OverlayPlan, target: &Path) -> Result<(), MountError> {
     match plan.lowers.len() {
@@ -293,6 +319,7 @@ fn is_missing_api(error: &MountError) -> bool {
         | MountError::TooManyLayers { .. }
         | MountError::OptionsTooLong { .. }
         | MountError::Path { .. }
+        | MountError::NeedsContext { .. }
         | MountError::Busy { .. }
         | MountError::Unmount { .. }
         | MountError::Table(_) => false,
@@ -306,7 +333,10 @@ fn context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), 
     // The name in the first column of the table of mounts; `findmnt` shows it.
     set(&fs, target, "source", "perennial")?;
     for lower in &plan.lowers {
-        set_path(&fs, target, "lowerdir+", lower)?;
+        set_lower(&fs, target, lower)?;
+    }
+    if let Some(data) = &plan.data {
+        set_path(&fs, target, "datadir+", data)?;
     }
     let is_read_only = plan.read_only || plan.upper.is_none();
     let empty = match &plan.upper {
@@ -315,10 +345,11 @@ fn context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), 
             set_path(&fs, target, "workdir", work)?;
             None
         }
-        None if plan.lowers.len() == 1 => Some(set_empty_lower(&fs, target)?),
+        None if plan.lowers.len() == 1 && plan.data.is_none() => Some(set_empty_lower(&fs, target)?),
         None => None,
     };
-    let options = set_pinned(&fs, target)?;
+    let needs = if plan.data.is_some() { LayerNeeds::Data } else { LayerNeeds::Nothing };
+    let options = set_pinned(&fs, target, needs)?;
     if is_read_only {
         fsconfig_set_flag(&fs, "ro").map_err(|errno| kernel(target, "setting ro", messages(&fs), errno))?;
     }
@@ -336,11 +367,11 @@ fn context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), 
     Ok((mounted, options))
 }
 
-fn set_pinned(fs: &OwnedFd, target: &Path) -> Result<Vec<String>, MountError> {
+fn set_pinned(fs: &OwnedFd, target: &Path, needs: LayerNeeds) -> Result<Vec<String>, MountError> {
     let mut options = Vec::new();
-    for (name, values) in PINNED {
+    for (name, values) in pinned(needs) {
         let mut refusal = None;
-        let accepted = values.iter().find(|value| match fsconfig_set_string(fs, name, **value) {
+        let accepted = values.iter().find(|value| match fsconfig_set_string(fs, *name, **value) {
             Ok(()) => true,
             Err(errno) => {
                 refusal = Some((errno, messages(fs)));
@@ -349,7 +380,7 @@ fn set_pinned(fs: &OwnedFd, target: &Path) -> Result<Vec<String>, MountError> {
         });
         match (accepted, refusal) {
             (Some(value), _) => options.push(format!("{name}={value}")),
-            (None, Some((errno, messages))) if !is_unknown(&messages) => {
+            (None, Some((errno, messages))) if needs == LayerNeeds::Data || !is_unknown(&messages) => {
                 return Err(kernel(target, format!("setting {name}={}", values.join(" or ")), messages, errno));
             }
             (None, _) => {}
@@ -364,6 +395,15 @@ fn is_unknown(messages: &[String]) -> bool {
 
 fn set(fs: &OwnedFd, target: &Path, key: &str, value: &str) -> Result<(), MountError> {
     fsconfig_set_string(fs, key, value).map_err(|errno| kernel(target, format!("setting {key}"), messages(fs), errno))
+}
+
+fn set_lower(fs: &OwnedFd, target: &Path, lower: &Lower) -> Result<(), MountError> {
+    let key = "lowerdir+";
+    match lower {
+        Lower::Dir(path) => set_path(fs, target, key, path),
+        Lower::Fd(fd) => set_fd(fs, key, fd.as_fd())
+            .map_err(|errno| kernel(target, format!("setting {key} to {}", lower.name()), messages(fs), errno)),
+    }
 }
 
 /// Sets a path: as text where it fits, so that the table of mounts shows it; else by descriptor.

@@ -1,7 +1,7 @@
 //! What this machine can do, found out by trying, never by version; `doctor` shows it.
 
 use crate::cgroup::{self, CgroupVersion};
-use crate::mount::{self, OverlayPlan, Upper};
+use crate::mount::{self, LayerNeeds, OverlayPlan, Upper};
 use crate::{bundle, network, oci};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, mknodat};
 use std::fs::File;
@@ -66,7 +66,7 @@ pub fn host(runtime: &str) -> HostProbe {
         runtime: version.map_err(|error| error.to_string()),
         netavark: network::find_netavark(),
         init: bundle::find_init().ok().map(|init| init.path),
-        mount_options: mount::recorded_options(),
+        mount_options: mount::recorded_options(LayerNeeds::Nothing),
     }
 }
 
@@ -105,7 +105,7 @@ fn try_overlay(trial: &Path) -> Result<(), io::Error> {
     }
     put(&path("lower/file"), "lower")?;
     let upper = Some(Upper { upper: path("upper"), work: path("work") });
-    let plan = OverlayPlan { lowers: vec![path("lower")], upper, read_only: false };
+    let plan = OverlayPlan { lowers: vec![path("lower").into()], data: None, upper, read_only: false };
     mount::mount(&plan, &path("merged")).map_err(with_causes)?;
     let used = put(&path("merged/file"), "upper").and_then(|()| match std::fs::read(path("lower/file"))?.as_slice() {
         b"lower" => Ok(()),

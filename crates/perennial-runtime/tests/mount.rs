@@ -3,8 +3,8 @@
 
 use perennial_runtime::clock;
 use perennial_runtime::mount::{
-    MountApi, MountError, OverlayPlan, Upper, is_mounted, mount, mount_detached, mount_with, mounts_under,
-    parse_mountinfo, recorded_options, syncfs, unmount,
+    LayerNeeds, Lower, MountApi, MountError, OverlayPlan, Upper, is_mounted, mount, mount_detached, mount_with,
+    mounts_under, parse_mountinfo, recorded_options, syncfs, unmount,
 };
 use perennial_runtime::probe::{self, Ability};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
@@ -41,13 +41,13 @@ impl Layers {
         self.path(&format!("lower{number}"))
     }
 
-    fn lowers(&self, count: usize) -> Vec<PathBuf> {
-        (0..count).map(|number| self.lower(number)).collect()
+    fn lowers(&self, count: usize) -> Vec<Lower> {
+        (0..count).map(|number| self.lower(number).into()).collect()
     }
 
     fn writable(&self, lowers: usize) -> OverlayPlan {
         let upper = Some(Upper { upper: self.path("upper"), work: self.path("work") });
-        OverlayPlan { lowers: self.lowers(lowers), upper, read_only: false }
+        OverlayPlan { lowers: self.lowers(lowers), data: None, upper, read_only: false }
     }
 }
 
@@ -104,7 +104,7 @@ fn the_table_of_mounts_shows_layers_and_no_unwanted_option() {
     for unwanted in ["index=on", "metacopy=on", "redirect_dir=on", "nfs_export=on", "volatile"] {
         assert!(!options.contains(unwanted), "{options}");
     }
-    assert!(recorded_options().iter().any(|option| options.contains(option.as_str())), "{options}");
+    assert!(recorded_options(LayerNeeds::Nothing).iter().any(|option| options.contains(option.as_str())), "{options}");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn views_for_reading_take_one_layer_or_many() {
     for count in [1, 2] {
         let layers = Layers::new(count);
         let merged = layers.path("merged");
-        let plan = OverlayPlan::read_only(layers.lowers(count));
+        let plan = OverlayPlan::read_only(layers.lowers(count), None);
         mount(&plan, &merged).unwrap();
         assert_eq!(read(&merged.join("same")), "0");
         assert_eq!(std::fs::File::create(merged.join("new")).unwrap_err().raw_os_error(), Some(30), "{count}");
@@ -150,7 +150,7 @@ fn long_paths_and_separators_in_names_are_no_obstacle() {
     }
     put(&deep.join("deep"), "");
     put(&odd.join("odd"), "");
-    let plan = OverlayPlan { lowers: vec![deep, odd], ..layers.writable(0) };
+    let plan = OverlayPlan { lowers: vec![deep.into(), odd.into()], ..layers.writable(0) };
     for api in [MountApi::Context, MountApi::Legacy] {
         let merged = layers.path("merged");
         mount_with(&plan, &merged, api).unwrap_or_else(|error| panic!("{api:?}: {error}"));
@@ -176,7 +176,7 @@ fn refusals_carry_the_kernels_words() {
     let layers = Layers::new(1);
     let merged = layers.path("merged");
     let mut plan = layers.writable(1);
-    plan.lowers.push(layers.path("missing"));
+    plan.lowers.push(layers.path("missing").into());
     let error = mount(&plan, &merged).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
     plan = layers.writable(1);
@@ -184,7 +184,7 @@ fn refusals_carry_the_kernels_words() {
     std::fs::create_dir(layers.path("upper/work")).unwrap();
     let error = mount(&plan, &merged).unwrap_err().to_string();
     assert!(error.contains("workdir and upperdir"), "{error}");
-    assert!(matches!(mount(&OverlayPlan::read_only(vec![]), &merged), Err(MountError::NoLayers { .. })));
+    assert!(matches!(mount(&OverlayPlan::read_only(vec![], None), &merged), Err(MountError::NoLayers { .. })));
     assert!(mounts_under(layers.dir.path()).unwrap().is_empty());
 }
 

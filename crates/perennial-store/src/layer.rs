@@ -50,7 +50,7 @@ pub fn prepare(root: &Root, file: &LayerFile) -> Result<(), LayerError> {
         Err(error) => return Err(LayerError::io("create", &path, error)),
     }
     let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
-    atomic::write_unsynced(directory.as_fd(), "layer.json", &format::encode(Format::LayerFile, file))
+    atomic::write_unsynced(directory.as_fd(), "layer.json", &file.encode())
         .map_err(|error| LayerError::io("write layer.json in", &path, error))
 }
 

@@ -4,7 +4,7 @@ use perennial_core::container::{Container, Phase};
 use perennial_core::generations::{Generation, Health, Kind, Queue};
 use perennial_core::id::{ContainerId, Digest, LayerId, RunId, Seq};
 use perennial_core::image::{Image, ImageConfig};
-use perennial_core::layers::{Form, LayerFile, LayerOrigin, LayerRecord};
+use perennial_core::layers::{LayerFile, LayerOrigin, LayerRecord};
 use perennial_core::rebuild::{RebuildFacts, RecordCopy, plan, record_of};
 use perennial_core::time::Time;
 use std::collections::BTreeMap;
@@ -32,8 +32,15 @@ fn run(number: u64) -> RunId {
 }
 
 fn file(number: u64, origin: LayerOrigin) -> (LayerFile, LayerRecord) {
-    let file = LayerFile { id: layer(number), created_at: at(number % 60), origin, bytes: 4096, entries: 3 };
-    let record = record_of(&file, Form::Dir);
+    let file = LayerFile {
+        id: layer(number),
+        created_at: at(number % 60),
+        origin,
+        bytes: 4096,
+        entries: 3,
+        unresolved: false,
+    };
+    let record = record_of(&file, None);
     (file, record)
 }
 

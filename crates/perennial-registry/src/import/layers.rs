@@ -11,7 +11,9 @@ use crate::tarball::TarError;
 use perennial_core::id::Digest;
 use std::error::Error;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why a store refuses; this crate does not know stores.
 pub type TargetError = Box<dyn Error + Send + Sync>;
@@ -25,10 +27,25 @@ pub struct LayerKey {
     pub chain_id: Digest,
 }
 
+/// The tree of a layer in a store, for reading.
+#[derive(Debug, Clone)]
+pub enum LayerTree {
+    /// A directory.
+    Dir(PathBuf),
+    /// An open directory, such as the root of a mount without a place. Its regular files may have their content in the
+    /// directory of data, [`LayerTarget::data`].
+    Open(Arc<OwnedFd>),
+}
+
 /// A store that takes layers.
 pub trait LayerTarget {
     /// Returns the tree of a layer the store has, found by its chain id.
-    fn find(&self, key: &LayerKey) -> Option<PathBuf>;
+    fn find(&self, key: &LayerKey) -> Option<LayerTree>;
+
+    /// Returns the directory in which files have their content that have the attribute `trusted.overlay.redirect`.
+    fn data(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// Makes an empty directory on the store's file system for a layer.
     ///
@@ -41,7 +58,7 @@ pub trait LayerTarget {
     ///
     /// # Errors
     /// When the store cannot take it. The directory is then the store's to remove.
-    fn commit(&mut self, directory: PathBuf, layer: &ImportedLayer) -> Result<PathBuf, TargetError>;
+    fn commit(&mut self, directory: PathBuf, layer: &ImportedLayer) -> Result<LayerTree, TargetError>;
 
     /// Removes a directory made by [`LayerTarget::begin`], with whatever is in it.
     fn abort(&mut self, directory: PathBuf);
@@ -74,7 +91,7 @@ pub(super) fn write(
     }
     progress.event(Event::Image { digest: &described.digest, layers });
     let mut done: Vec<ImportedLayer> = Vec::new();
-    let mut trees: Vec<PathBuf> = Vec::new();
+    let mut trees: Vec<LayerTree> = Vec::new();
     let mut notes: Vec<String> = Vec::new();
     let keys = chain(described.layers.iter().map(|layer| layer.diff_id.clone()));
     for (number, (key, layer)) in keys.into_iter().zip(&described.layers).enumerate() {
@@ -85,8 +102,9 @@ pub(super) fn write(
             continue;
         }
         let open = || open(place, layer, number, progress);
+        let data = target.data();
         let write = |directory: &Path| {
-            let lowers = Lowers::open(&trees).map_err(|source| failed(layer, source))?;
+            let lowers = Lowers::open(&trees, data.as_deref()).map_err(|source| failed(layer, source))?;
             let applied = apply_blob(open()?, layer, directory, &lowers, options)?;
             Ok((key, applied))
         };
@@ -106,17 +124,16 @@ pub(super) fn write(
 pub(crate) fn write_tree(
     target: &mut dyn LayerTarget,
     write: impl FnOnce(&Path) -> Result<(LayerKey, Applied), ImportError>,
-) -> Result<(ImportedLayer, PathBuf, Vec<String>), ImportError> {
+) -> Result<(ImportedLayer, LayerTree, Vec<String>), ImportError> {
     let refused = |source| ImportError::Target { layer: "directory".to_owned(), source };
     let directory = target.begin().map_err(refused)?;
     match write(&directory) {
-        Ok((key, _)) if target.find(&key).is_some() => {
-            // Only for trees whose digest is known at the end.
-            target.abort(directory);
-            let tree = target.find(&key).unwrap_or_default();
-            Ok((ImportedLayer { key, was_known: true, entries: 0, bytes: 0 }, tree, Vec::new()))
-        }
         Ok((key, applied)) => {
+            // Only for trees whose digest is known at the end.
+            if let Some(tree) = target.find(&key) {
+                target.abort(directory);
+                return Ok((ImportedLayer { key, was_known: true, entries: 0, bytes: 0 }, tree, Vec::new()));
+            }
             let layer = ImportedLayer { key, was_known: false, entries: applied.entries, bytes: applied.bytes };
             let refused = |source| ImportError::Target { layer: layer.key.diff_id.to_string(), source };
             let tree = target.commit(directory, &layer).map_err(refused)?;

@@ -4,8 +4,8 @@
 
 use perennial_core::id::Digest;
 use perennial_registry::{
-    Event, ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, Progress, Source, TargetError,
-    import,
+    Event, ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, LayerTree, Progress, Source,
+    TargetError, import,
 };
 use sha2::Digest as _;
 use std::cell::RefCell;
@@ -68,8 +68,8 @@ impl Store {
 }
 
 impl LayerTarget for Store {
-    fn find(&self, key: &LayerKey) -> Option<PathBuf> {
-        self.layers.get(&key.chain_id).cloned()
+    fn find(&self, key: &LayerKey) -> Option<LayerTree> {
+        self.layers.get(&key.chain_id).cloned().map(LayerTree::Dir)
     }
 
     fn begin(&mut self) -> Result<PathBuf, TargetError> {
@@ -79,11 +79,11 @@ impl LayerTarget for Store {
         Ok(path)
     }
 
-    fn commit(&mut self, directory: PathBuf, layer: &ImportedLayer) -> Result<PathBuf, TargetError> {
+    fn commit(&mut self, directory: PathBuf, layer: &ImportedLayer) -> Result<LayerTree, TargetError> {
         let path = self.dir.path().join("layers").join(self.layers.len().to_string());
         std::fs::rename(directory, &path)?;
         self.layers.insert(layer.key.chain_id.clone(), path.clone());
-        Ok(path)
+        Ok(LayerTree::Dir(path))
     }
 
     fn abort(&mut self, directory: PathBuf) {

@@ -3,7 +3,7 @@
 //! All options share one page. Paths are given relative to the longest directory they have in common, which a thread
 //! of its own makes its working directory, so that deep stacks fit more often.
 
-use super::{MountError, OverlayPlan, PINNED, Upper, kernel};
+use super::{LayerNeeds, Lower, MountError, OverlayPlan, Upper, kernel};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -48,13 +48,22 @@ fn refused(target: &Path, errno: Errno) -> MountError {
 /// Returns the pinned options this kernel has, by the parameters of its module.
 fn pinned_here() -> Vec<String> {
     let known = |name: &str| name == "uuid" || Path::new("/sys/module/overlay/parameters").join(name).exists();
-    let pinned = PINNED.iter().filter(|(name, _)| known(name));
-    pinned.filter_map(|(name, values)| values.first().map(|value| format!("{name}={value}"))).collect()
+    let pinned = super::pinned(LayerNeeds::Nothing);
+    pinned
+        .iter()
+        .filter(|(name, _)| known(name))
+        .filter_map(|(name, values)| values.first().map(|value| format!("{name}={value}")))
+        .collect()
+}
+
+/// The layers' paths; layers without one do not come here.
+fn lowers_of(plan: &OverlayPlan) -> impl Iterator<Item = &Path> {
+    plan.lowers.iter().filter_map(Lower::path)
 }
 
 fn paths_of(plan: &OverlayPlan) -> Vec<&Path> {
     let upper = plan.upper.iter().flat_map(|Upper { upper, work }| [upper.as_path(), work.as_path()]);
-    plan.lowers.iter().map(PathBuf::as_path).chain(upper).collect()
+    lowers_of(plan).chain(upper).collect()
 }
 
 /// Returns the longest directory that all paths have in common.
@@ -70,7 +79,7 @@ fn common_directory(plan: &OverlayPlan) -> PathBuf {
 
 fn data_of(plan: &OverlayPlan, base: &Path, pinned: &[String], target: &Path) -> Result<CString, MountError> {
     let mut data: Vec<u8> = b"lowerdir=".to_vec();
-    for (at, lower) in plan.lowers.iter().enumerate() {
+    for (at, lower) in lowers_of(plan).enumerate() {
         if at > 0 {
             data.push(b':');
         }

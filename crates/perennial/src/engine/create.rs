@@ -137,7 +137,7 @@ impl Engine {
     pub fn check_intact(&self, name: &ContainerName, generation: &Generation) -> Result<()> {
         self.check_image_intact(&self.image(&generation.image)?.value)?;
         for id in &generation.layers {
-            if !layer::has_tree(&self.root, id) {
+            if !self.is_whole(id)? {
                 let seq = generation.seq;
                 return Err(Failure::new(
                     Code::Damaged,
@@ -161,7 +161,13 @@ impl Engine {
     /// # Errors
     /// Where a layer is missing.
     pub fn check_image_intact(&self, image: &Image) -> Result<()> {
-        let Some(missing) = image.layers.iter().find(|id| !layer::has_tree(&self.root, id)) else { return Ok(()) };
+        let mut missing = None;
+        for id in &image.layers {
+            if !self.is_whole(id)? {
+                missing = Some(id);
+            }
+        }
+        let Some(missing) = missing else { return Ok(()) };
         let message = format!("image {} is damaged: its layer {missing} is missing on disk", image.digest);
         Err(Failure::new(Code::Damaged, message)
             .hint("nothing was changed; import or pull the same image again, and what builds on it works again"))

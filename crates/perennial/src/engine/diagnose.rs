@@ -95,8 +95,13 @@ impl Engine {
 
     /// Checks records and directories against each other.
     fn check_store(&self) -> Result<(Vec<Finding>, Vec<Container>)> {
-        let trees: BTreeSet<LayerId> =
-            layer::list(&self.root)?.into_iter().filter(|id| layer::has_tree(&self.root, id)).collect();
+        let mut trees: BTreeSet<LayerId> = BTreeSet::new();
+        for id in layer::list(&self.root)? {
+            // A record that cannot be read is told of below.
+            if self.is_whole(&id).unwrap_or(true) {
+                trees.insert(id);
+            }
+        }
         let run_dirs: BTreeSet<RunId> = named(&self.root.path().join("runs"), "")?;
         let mut found = Readable::default();
         found.containers = found.take(self, Format::Container, keys::CONTAINERS)?;

@@ -6,8 +6,9 @@
 
 use super::exit::cgroup_of;
 use super::records::{Doc, Note};
-use super::start::PreparedRun;
+use super::start::{PreparedRun, mounted_layers};
 use super::supervise::{health_plan, start_failure};
+use super::trees::needs;
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Run, StartMode};
@@ -96,7 +97,7 @@ impl Engine {
 
     fn prepare_shadow(&self, doc: Doc<Container>, generation: &Generation) -> Result<PreparedRun> {
         let image = self.image(&generation.image)?.value;
-        let run = Run {
+        let mut run = Run {
             id: RunId::from_random(random()?),
             epoch: doc.value.epoch,
             origin: Some(generation.seq),
@@ -104,19 +105,21 @@ impl Engine {
             layers: generation.layers.clone(),
             image_layers: image.layers,
             mode: StartMode::Mount,
-            mount_options: mount::recorded_options(),
+            mount_options: Vec::new(),
             layer: LayerId::from_random(random()?),
             command_overridden: true,
             requested_at: self.now(),
             by: self.actor.clone(),
         };
+        let layers = self.states(&mounted_layers(&run))?;
+        run.mount_options = mount::recorded_options(needs(&layers));
         let mut spec = doc.value.spec.clone();
         spec.network = Network::None;
         spec.volumes.clear();
         (spec.tty, spec.interactive) = (false, false);
         let bundle = self.root.run_dir(&run.id).join("bundle");
         let locks = vec![self.own_run(&run.id)?];
-        Ok(PreparedRun { doc, run, spec, bundle, locks })
+        Ok(PreparedRun { doc, run, spec, bundle, layers, locks })
     }
 
     /// Runs the shadow to its end.

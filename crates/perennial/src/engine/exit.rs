@@ -12,17 +12,16 @@ use super::Engine;
 use super::records::{Doc, Note};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Event, Exit, Phase, Run, StartMode};
-use perennial_core::format::{self, Format};
 use perennial_core::generations::{Appended, Frozen, commit_exit};
 use perennial_core::id::RunId;
-use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_core::layers::{LayerKind, LayerRecord};
 use perennial_runtime::cgroup::Cgroup;
 use perennial_runtime::mount;
 use perennial_runtime::oci::{OciError, OciRuntime};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
-use perennial_store::tree::{self, TreeError};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use perennial_store::tree::{self, MadeOver, TreeError};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,8 +72,8 @@ impl Engine {
         // Needs no space, and whatever comes after it there are no processes and no mount any more.
         self.leave_union(&run)?;
         self.refill_reserve()?;
-        let frozen = self.freeze(&doc.value, &run, &exit)?;
-        self.commit(doc, &run, frozen)
+        let made = self.freeze(&doc.value, &run, &exit)?;
+        self.commit(doc, &run, made)
     }
 
     /// Ends what is left of the container's processes and unmounts its root.
@@ -89,17 +88,19 @@ impl Engine {
         }
     }
 
-    /// Makes the run's upper a layer; repeating it finds the layer made.
-    fn freeze(&self, container: &Container, run: &Run, exit: &Exit) -> Result<Frozen> {
+    /// Makes the run's upper a layer, unless nothing has changed; repeating it finds the layer made.
+    fn freeze(&self, container: &Container, run: &Run, exit: &Exit) -> Result<Option<LayerFile>> {
         let upper = self.root.run_dir(&run.id).join("upper");
         if upper.symlink_metadata().is_err() {
-            return self.frozen_before(run);
+            return self.frozen_before(run).map(Some);
         }
         if self.is_unchanged(run, &upper)? {
             self.note_disposable(&run.id);
-            return Ok(Frozen::Unchanged);
+            return Ok(None);
         }
-        let measure = tree::measure_and_strip(tree::open_tree(&upper)?.as_fd())?;
+        self.refuse_secret(&upper)?;
+        let over = if mount::leaves_redirects(&run.mount_options) { MadeOver::Sealed } else { MadeOver::Directories };
+        let measure = tree::measure_and_strip_over(tree::open_tree(&upper)?.as_fd(), over)?;
         if measure.protected > 0 {
             tree::protect::protect(tree::open_tree(&upper)?.as_fd())?;
         }
@@ -119,15 +120,16 @@ impl Engine {
             },
             bytes: measure.bytes,
             entries: measure.entries,
+            unresolved: measure.unresolved > 0,
         };
         layer::prepare(&self.root, &file)?;
         mount::syncfs(&upper)?;
         layer::adopt_tree(&self.root, &run.layer, &upper)?;
-        Ok(Frozen::Layer { bytes: measure.bytes, entries: measure.entries })
+        Ok(Some(file))
     }
 
     /// What an earlier, interrupted call has frozen.
-    fn frozen_before(&self, run: &Run) -> Result<Frozen> {
+    fn frozen_before(&self, run: &Run) -> Result<LayerFile> {
         if !layer::has_tree(&self.root, &run.layer) {
             let path = self.root.run_dir(&run.id);
             let message = format!("neither the upper of run {} nor its layer {} is on disk", run.id, run.layer);
@@ -137,8 +139,7 @@ impl Engine {
         }
         // The rename may have been the last thing that happened before a power cut.
         layer::adopt_tree(&self.root, &run.layer, &self.root.run_dir(&run.id).join("upper"))?;
-        let file = layer::describe(&self.root, &run.layer)?;
-        Ok(Frozen::Layer { bytes: file.bytes, entries: file.entries })
+        Ok(layer::describe(&self.root, &run.layer)?)
     }
 
     /// Whether the run left its state exactly as it found it (A37, A-Q18).
@@ -147,7 +148,7 @@ impl Engine {
             StartMode::Mount => {
                 let upper = tree::open_tree(upper)?;
                 let is_empty = tree::is_empty(upper.as_fd())?;
-                Ok(is_empty && same_root(upper.as_fd(), tree::open_tree(&self.base_root(run))?.as_fd())?)
+                Ok(is_empty && same_root(upper.as_fd(), self.base_root(run)?.as_fd())?)
             }
             StartMode::Unpack => {
                 let before = std::fs::read(self.root.run_dir(&run.id).join("fingerprint"));
@@ -160,28 +161,28 @@ impl Engine {
     }
 
     /// The directory whose attributes the root of a run's union had at its start.
-    pub fn base_root(&self, run: &Run) -> PathBuf {
-        let newest = run.layers.first().or(run.image_layers.first());
-        newest.map_or_else(|| self.root.run_dir(&run.id).join("empty"), |id| self.root.layer_tree(id))
+    pub fn base_root(&self, run: &Run) -> Result<OwnedFd> {
+        match run.layers.first().or(run.image_layers.first()) {
+            Some(newest) => self.open_layer(&self.state_of(newest)?),
+            None => Ok(tree::open_tree(&self.root.run_dir(&run.id).join("empty"))?),
+        }
     }
 
     /// The commit point: appends the generation, evicts, and ends the run in one transaction.
-    fn commit(&self, doc: &mut Doc<Container>, run: &Run, frozen: Frozen) -> Result<Appended> {
+    fn commit(&self, doc: &mut Doc<Container>, run: &Run, made: Option<LayerFile>) -> Result<Appended> {
         let _graph = self.root.lock_graph()?;
         let mut next = doc.clone();
-        let appended = commit_exit(&mut next.value, &run.id, frozen.clone(), self.now())?;
+        let frozen = made.as_ref().map_or(Frozen::Unchanged, |file| {
+            let (bytes, entries) = (file.bytes, file.entries);
+            Frozen::Layer { bytes, entries }
+        });
+        let appended = commit_exit(&mut next.value, &run.id, frozen, self.now())?;
         let mut transaction = Transaction::new();
-        if let Frozen::Layer { bytes, entries } = frozen {
-            let record = LayerRecord {
-                id: run.layer.clone(),
-                kind: LayerKind::Delta,
-                diff_id: None,
-                bytes,
-                entries,
-                created_at: self.now(),
-                form: Form::Dir,
-            };
-            transaction = transaction.put(keys::layer(&run.layer), format::encode(Format::Layer, &record));
+        if let Some(file) = made {
+            let size = (file.bytes, file.entries);
+            let record = LayerRecord::of_tree(run.layer.clone(), LayerKind::Delta, size, self.now());
+            let record = LayerRecord { unresolved: file.unresolved, ..record };
+            transaction = transaction.put(keys::layer(&run.layer), record.encode());
         }
         let evicted: Vec<u64> = appended.evicted.iter().map(|seq| seq.0).collect();
         let note = Note {

@@ -7,19 +7,21 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::format::{self, Format};
 use perennial_core::id::{Digest, LayerId};
 use perennial_core::image::Image;
-use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_core::layers::{LayerKind, LayerRecord};
 use perennial_registry::credentials::{self, Credentials, CredentialsError, Login};
 use perennial_registry::manifest::ParsePlatformError;
 use perennial_registry::progress::Progress;
 use perennial_registry::{
-    ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, PullOptions, Source, TargetError,
+    ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, LayerTree, PullOptions, Source, TargetError,
 };
+use perennial_runtime::mount::LayerNeeds;
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::tree;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Longest name of an image, in bytes.
 const NAME_BYTES_MAX: usize = 256;
@@ -32,40 +34,45 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn known(&self, key: &LayerKey) -> Result<Option<PathBuf>> {
+    fn known(&self, key: &LayerKey) -> Result<Option<LayerTree>> {
         let Some(record) = self.engine.records.get(&keys::chain(&key.chain_id))? else { return Ok(None) };
         let id: LayerId = String::from_utf8_lossy(&record.bytes).parse()?;
-        Ok(layer::has_tree(&self.engine.root, &id).then(|| self.engine.root.layer_tree(&id)))
+        if !self.engine.is_whole(&id)? {
+            return Ok(None);
+        }
+        let root = self.engine.open_layer(&self.engine.state_of(&id)?)?;
+        Ok(Some(LayerTree::Open(Arc::new(root))))
     }
 
-    fn take(&self, directory: PathBuf, imported: &ImportedLayer) -> Result<PathBuf> {
+    fn take(&self, directory: PathBuf, imported: &ImportedLayer) -> Result<LayerTree> {
         let engine = self.engine;
         let id = LayerId::from_random(random()?);
+        engine.refuse_secret(&directory)?;
         let measure = tree::measure(tree::open_tree(&directory)?.as_fd())?;
         let (bytes, entries) = (measure.bytes, measure.entries);
         let origin = LayerOrigin::Image { diff_id: imported.key.diff_id.clone() };
-        layer::prepare(&engine.root, &LayerFile { id: id.clone(), created_at: engine.now(), origin, bytes, entries })?;
+        let (created_at, unresolved) = (engine.now(), false);
+        layer::prepare(&engine.root, &LayerFile { id: id.clone(), created_at, origin, bytes, entries, unresolved })?;
         perennial_runtime::mount::syncfs(&directory)?;
         layer::adopt_tree(&engine.root, &id, &directory)?;
         let record = LayerRecord {
-            id: id.clone(),
-            kind: LayerKind::Image,
             diff_id: Some(imported.key.diff_id.clone()),
-            bytes,
-            entries,
-            created_at: engine.now(),
-            form: Form::Dir,
+            ..LayerRecord::of_tree(id.clone(), LayerKind::Image, (bytes, entries), created_at)
         };
         let transaction = Transaction::new()
-            .put(keys::layer(&id), format::encode(Format::Layer, &record))
+            .put(keys::layer(&id), record.encode())
             .put(keys::chain(&imported.key.chain_id), id.as_str().as_bytes().to_vec());
         engine.records.commit(&transaction)?;
-        Ok(engine.root.layer_tree(&id))
+        Ok(LayerTree::Dir(engine.root.layer_tree(&id)))
     }
 }
 
 impl LayerTarget for Target<'_> {
-    fn find(&self, key: &LayerKey) -> Option<PathBuf> {
+    fn data(&self) -> Option<PathBuf> {
+        self.engine.data_of(LayerNeeds::Data).filter(|path| path.is_dir())
+    }
+
+    fn find(&self, key: &LayerKey) -> Option<LayerTree> {
         // A record that cannot be read leads to a new layer beside the old one, which is found again by `doctor`.
         self.known(key).ok().flatten()
     }
@@ -77,7 +84,7 @@ impl LayerTarget for Target<'_> {
         Ok(directory)
     }
 
-    fn commit(&mut self, directory: PathBuf, imported: &ImportedLayer) -> std::result::Result<PathBuf, TargetError> {
+    fn commit(&mut self, directory: PathBuf, imported: &ImportedLayer) -> std::result::Result<LayerTree, TargetError> {
         self.take(directory, imported).map_err(boxed)
     }
 

@@ -4,17 +4,16 @@
 //! the new image: overlayfs would show such a name as one that cannot be opened, so the layers are flattened then.
 
 use super::records::{Doc, Note};
-use super::settle::{borrow_all, open_all};
+use super::trees::borrow_all;
 use super::views::Opened;
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
-use perennial_core::format::{self, Format};
 use perennial_core::generations::choose::ChooseError;
 use perennial_core::generations::{Generation, Health, Kind, Queue};
 use perennial_core::id::{ContainerName, Digest, LayerId, Seq};
 use perennial_core::image::Image;
-use perennial_core::layers::{Form, LayerKind, LayerRecord};
+use perennial_core::layers::{LayerKind, LayerRecord};
 use perennial_core::rebase::{Conflict, Difference, RebaseFacts, conflicts};
 use perennial_core::tree::Below;
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
@@ -24,7 +23,7 @@ use perennial_store::tree::below::{BelowView, Cut};
 use perennial_store::tree::diff::{Change, ChangeKind};
 use perennial_store::tree::error::PathTrail;
 use perennial_store::tree::walk::{Order, Visit, walk};
-use perennial_store::tree::{self, Data, Measure, TreeError};
+use perennial_store::tree::{self, Measure, TreeError};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -143,8 +142,8 @@ impl Engine {
     fn plan_rebase(&self, generation: &Opened, origin: &Generation, new: &Image) -> Result<RebasePlan> {
         let old = self.open_view(self.hold_image(self.image(&origin.image)?.value)?)?;
         let new_view = self.open_view(self.hold_image(new.clone())?)?;
-        let own = open_all(&self.trees(&origin.layers))?;
-        let below = open_all(&self.trees(&new.layers))?;
+        let own = self.open_layers(&origin.layers)?;
+        let below = self.open_layers(&new.layers)?;
         let traits = traits_of(&borrow_all(&own), &borrow_all(&below))?;
         let facts = RebaseFacts {
             ours: by_path(self.differences(&old, generation)?),
@@ -166,14 +165,15 @@ impl Engine {
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
         let made = (|| -> Result<Measure> {
-            let (own, below) = (open_all(&self.trees(layers))?, open_all(&self.trees(&image.layers))?);
+            let own = self.open_layers(layers)?;
             let target = tree::open_tree(&staging)?;
-            let measure =
-                tree::materialize(&borrow_all(&own), &borrow_all(&below), target.as_fd(), Data::Copy, &mut |_| {})?;
+            let measure = self.write_out(layers, &image.layers, target.as_fd())?;
             super::settle::protect_like(&borrow_all(&own), target.as_fd())?;
             let origin = LayerOrigin::Merged { of: layers.to_vec() };
             let (bytes, entries) = (measure.bytes, measure.entries);
-            layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at: self.now(), origin, bytes, entries })?;
+            let (created_at, unresolved) = (self.now(), false);
+            let file = LayerFile { id: id.clone(), created_at, origin, bytes, entries, unresolved };
+            layer::prepare(&self.root, &file)?;
             perennial_runtime::mount::syncfs(&staging)?;
             layer::adopt_tree(&self.root, &id, &staging)?;
             Ok(measure)
@@ -188,15 +188,7 @@ impl Engine {
                 return Err(failure.while_doing("cannot put the layers together for the new image"));
             }
         };
-        Ok(LayerRecord {
-            id,
-            kind: LayerKind::Delta,
-            diff_id: None,
-            bytes: measure.bytes,
-            entries: measure.entries,
-            created_at: self.now(),
-            form: Form::Dir,
-        })
+        Ok(LayerRecord::of_tree(id, LayerKind::Delta, (measure.bytes, measure.entries), self.now()))
     }
 
     /// The commit point: appends the generation, evicts, and moves the container to the image in one transaction.
@@ -218,7 +210,7 @@ impl Engine {
         if let Some(record) = made {
             generation.layers = vec![record.id.clone()];
             (generation.bytes, generation.entries) = (record.bytes, record.entries);
-            transaction = transaction.put(keys::layer(&record.id), format::encode(Format::Layer, &record));
+            transaction = transaction.put(keys::layer(&record.id), record.encode());
         }
         let policy = doc.value.policy.clone();
         let appended = doc.value.queue.get_or_insert_with(Queue::default).append(generation, &policy);

@@ -1,18 +1,19 @@
 //! Copies of records beside the layers, and `doctor --rebuild`, which makes a lost record store again from them.
 
-use super::Engine;
+use super::{Engine, random};
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Queue;
 use perennial_core::id::{LayerId, RunId};
-use perennial_core::layers::{Form, LayerRecord};
+use perennial_core::layers::{LayerFile, LayerRecord, ManifestRef};
 use perennial_core::rebuild::{RebuildFacts, Rebuilt, RecordCopy, plan, record_of};
+use perennial_core::sealed::object::ObjectId;
 use perennial_store::atomic;
 use perennial_store::layer;
 use perennial_store::records::sqlite::SqliteRecords;
 use perennial_store::records::{RecordStore as _, Transaction, keys};
-use perennial_store::root::Root;
+use perennial_store::root::{Root, Secret};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -66,7 +67,7 @@ pub fn rebuild(path: &Path, is_dry_run: bool) -> Result<Rebuilt> {
         let message = format!("{} is not a Perennial root", path.display());
         return Err(Failure::new(Code::NotFound, message).hint("name it with --root"));
     }
-    let root = Root::open_or_create(path, clock::now())?;
+    let root = Root::open_or_create(path, clock::now(), Secret::from_random(random()?))?;
     let _graph = root.lock_graph()?;
     refuse_whole_records(path)?;
     let rebuilt = plan(&gather(&root)?);
@@ -118,9 +119,8 @@ fn gather(root: &Root) -> Result<RebuildFacts> {
     let mut facts = RebuildFacts::default();
     for id in layer::list(root)? {
         if let Ok(file) = layer::describe(root, &id)
-            && let Some(form) = form_on_disk(root, &id)
+            && let Some(record) = on_disk(root, &file)?
         {
-            let record = record_of(&file, form);
             facts.layers.push((file, record));
         }
         for entry in std::fs::read_dir(root.layer_dir(&id))?.flatten() {
@@ -137,16 +137,23 @@ fn gather(root: &Root) -> Result<RebuildFacts> {
     Ok(facts)
 }
 
-/// The form in which a layer's data is there.
-fn form_on_disk(root: &Root, id: &LayerId) -> Option<Form> {
-    layer::has_tree(root, id).then_some(Form::Dir)
+/// The record of a layer whose data is there in either form. The sealed form appears last and whole, so where it is
+/// there it counts, whatever is left of the tree.
+fn on_disk(root: &Root, file: &LayerFile) -> Result<Option<LayerRecord>> {
+    let directory = root.layer_dir(&file.id);
+    if directory.join("manifest").is_file() && directory.join("meta.erofs").is_file() {
+        let manifest = std::fs::read(directory.join("manifest"))?;
+        let bytes = u64::try_from(manifest.len())?;
+        return Ok(Some(record_of(file, Some(ManifestRef { id: ObjectId::of(&manifest), bytes }))));
+    }
+    Ok(layer::has_tree(root, &file.id).then(|| record_of(file, None)))
 }
 
 fn write_records(path: &Path, rebuilt: &Rebuilt) -> Result<()> {
     let records = SqliteRecords::open_or_create(path)?;
     let mut transaction = Transaction::new();
     for layer in &rebuilt.layers {
-        transaction = transaction.put(keys::layer(&layer.id), format::encode(Format::Layer, layer));
+        transaction = transaction.put(keys::layer(&layer.id), layer.encode());
     }
     for image in &rebuilt.images {
         transaction = transaction.put(keys::image(&image.digest), format::encode(Format::Image, image));

@@ -7,11 +7,11 @@
 //! containers, takes the locks of all of them without waiting, or leaves its commit for later.
 
 use super::records::{Doc, Note};
+use super::trees::borrow_all;
 use super::{Engine, random};
 use crate::clock;
 use crate::failure::Result;
 use perennial_core::container::Container;
-use perennial_core::format::{self, Format};
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerId, LayerId};
 use perennial_core::layers::{DEPTH_MAX, Fold, Form, LayerKind, LayerRecord, plan_fold, plan_merge, unused};
@@ -20,19 +20,8 @@ use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
-
-/// Opens the roots of trees.
-pub fn open_all(paths: &[PathBuf]) -> std::result::Result<Vec<OwnedFd>, TreeError> {
-    paths.iter().map(|path| tree::open_tree(path)).collect()
-}
-
-/// Borrows what [`open_all`] opened.
-pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
-    fds.iter().map(OwnedFd::as_fd).collect()
-}
 
 /// How often background work that gave way tries again, and how long it waits before it does.
 const YIELDS_MAX: u32 = 200;
@@ -219,6 +208,12 @@ impl Engine {
         let images = self.images()?.into_iter().flat_map(|image| image.value.layers).collect();
         let mut in_use = self.layers_in_use()?;
         in_use.extend(on_different_grounds(&touching));
+        // Renames can only put together directories that stand for themselves.
+        for layer in self.states(&own.iter().cloned().collect::<Vec<_>>())? {
+            if layer.form != Form::Dir || layer.unresolved {
+                in_use.insert(layer.id);
+            }
+        }
         Ok(plan_fold(&stacks, &in_use, &images))
     }
 
@@ -237,10 +232,9 @@ impl Engine {
             let Some(lock) = lock(id, LockMode::Shared)? else { return Ok(Step::GaveWay) };
             locks.push(lock);
         }
-        let below: Vec<PathBuf> = below.iter().map(|id| self.root.layer_tree(id)).collect();
         let (top, bottom) = (self.root.layer_tree(&fold.top), self.root.layer_tree(&fold.bottom));
         let (top_root, bottom_root) = (tree::open_tree(&top)?, tree::open_tree(&bottom)?);
-        let (trash, below) = (tree::open_tree(&self.root.trash_dir())?, open_all(&below)?);
+        let (trash, below) = (tree::open_tree(&self.root.trash_dir())?, self.open_layers(&below)?);
         let below = borrow_all(&below);
         let layers = tree::fold::FoldLayers { top: top_root.as_fd(), bottom: bottom_root.as_fd(), below: &below };
         let report = match tree::fold(layers, trash.as_fd(), &mut || self.must_yield())? {
@@ -310,7 +304,7 @@ impl Engine {
         }
         let tree_of = |id: &LayerId| self.root.layer_tree(id);
         let (top, bottom) = (tree::open_tree(&tree_of(top))?, tree::open_tree(&tree_of(bottom))?);
-        let below = open_all(&below.iter().map(tree_of).collect::<Vec<_>>())?;
+        let below = self.open_layers(below)?;
         let trash = tree::open_tree(&self.root.trash_dir())?;
         let below = borrow_all(&below);
         let layers = tree::fold::FoldLayers { top: top.as_fd(), bottom: bottom.as_fd(), below: &below };
@@ -341,7 +335,7 @@ impl Engine {
         if let Some(mut record) = self.layer(&fold.bottom)? {
             record.value.bytes = measure.bytes;
             record.value.entries = measure.entries;
-            transaction = transaction.put(keys::layer(&fold.bottom), format::encode(Format::Layer, &record.value));
+            transaction = transaction.put(keys::layer(&fold.bottom), record.value.encode());
         }
         self.records.commit(&transaction)?;
         Ok(true)
@@ -412,11 +406,10 @@ impl Engine {
         current: &Generation,
     ) -> Result<LayerRecord> {
         let image = self.image(&current.image)?.value;
-        let paths = |ids: &[LayerId]| ids.iter().map(|id| self.root.layer_tree(id)).collect::<Vec<_>>();
-        let below: Vec<PathBuf> = paths(rest).into_iter().chain(paths(&image.layers)).collect();
+        let below: Vec<LayerId> = rest.iter().chain(&image.layers).cloned().collect();
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
-        let (layers, below) = (open_all(&paths(merged))?, open_all(&below)?);
+        let (layers, below) = (self.open_layers(merged)?, self.open_layers(&below)?);
         let target = tree::open_tree(&staging)?;
         let measure =
             tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Link, &mut |_| {})?;
@@ -424,11 +417,11 @@ impl Engine {
         let origin = LayerOrigin::Merged { of: merged.to_vec() };
         let (bytes, entries) = (measure.bytes, measure.entries);
         let created_at = self.now();
-        layer::prepare(&self.root, &LayerFile { id: id.clone(), created_at, origin, bytes, entries })?;
+        let file = LayerFile { id: id.clone(), created_at, origin, bytes, entries, unresolved: false };
+        layer::prepare(&self.root, &file)?;
         perennial_runtime::mount::syncfs(&staging)?;
         layer::adopt_tree(&self.root, id, &staging)?;
-        let kind = LayerKind::Delta;
-        Ok(LayerRecord { id: id.clone(), kind, diff_id: None, bytes, entries, created_at, form: Form::Dir })
+        Ok(LayerRecord::of_tree(id.clone(), LayerKind::Delta, (bytes, entries), created_at))
     }
 
     fn commit_merge(
@@ -444,7 +437,7 @@ impl Engine {
         if let Some(generation) = doc.value.queue.as_mut().and_then(|queue| queue.get_mut(current.seq)) {
             generation.layers = layers;
         }
-        let transaction = Transaction::new().put(keys::layer(&record.id), format::encode(Format::Layer, &record));
+        let transaction = Transaction::new().put(keys::layer(&record.id), record.encode());
         let transaction = self.put_container(transaction, doc, None);
         self.records.commit(&transaction)?;
         Ok(())

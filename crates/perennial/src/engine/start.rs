@@ -8,7 +8,7 @@
 
 use super::exit::cgroup_of;
 use super::records::{Doc, Note};
-use super::settle::{borrow_all, open_all};
+use super::trees::{LayerState, needs};
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, StartFault, StartMode};
@@ -51,6 +51,8 @@ pub struct PreparedRun {
     pub spec: ContainerSpec,
     /// Where the bundle is.
     pub bundle: PathBuf,
+    /// The read-only layers of its union, newest first, as they were when it was recorded.
+    pub layers: Vec<LayerState>,
     /// Held for the supervisor's life: the run's, and the layers' it has mounted.
     pub locks: Vec<Lock>,
 }
@@ -92,12 +94,15 @@ impl Engine {
         self.finish_interrupted_folds(&run.layers, &run.image_layers)?;
         let mut locks = vec![self.own_run(&run.id)?];
         locks.extend(self.share_layers(&run.layers)?);
+        locks.extend(self.share_layers(&run.image_layers)?);
         // A fold may have ended while we waited for it: what the generation consists of is read again.
         doc = self.container(&doc.value.id)?;
         let present = run.origin.and_then(|seq| doc.value.queue.as_ref().and_then(|queue| queue.get(seq)));
         if let Some(present) = present {
             run.layers = present.layers.clone();
         }
+        let layers = self.states(&mounted_layers(&run))?;
+        run.mount_options = mount::recorded_options(needs(&layers));
         let mut spec = doc.value.spec.clone();
         spec.tty |= request.tty;
         spec.interactive |= request.interactive;
@@ -105,7 +110,7 @@ impl Engine {
         let note = Note { from: run.origin, ..Note::new("start", format!("run {}", run.id)) };
         self.save(&mut doc, Some(note))?;
         let bundle = self.root.run_dir(&run.id).join("bundle");
-        Ok((lock, PreparedRun { doc, run, spec, bundle, locks }))
+        Ok((lock, PreparedRun { doc, run, spec, bundle, layers, locks }))
     }
 
     fn new_run(
@@ -123,7 +128,7 @@ impl Engine {
             layers: origin.map(|generation| generation.layers.clone()).unwrap_or_default(),
             image_layers: image.layers.clone(),
             mode: request.mode,
-            mount_options: mount::recorded_options(),
+            mount_options: Vec::new(),
             layer: LayerId::from_random(random()?),
             command_overridden: !request.command.is_empty(),
             requested_at: self.now(),
@@ -163,35 +168,26 @@ impl Engine {
         for path in ["", "work", "merged", "bundle", "empty"] {
             std::fs::create_dir(directory.join(path))?;
         }
-        let lowers = self.lowers(run);
+        let mut lowers = self.lowers(&prepared.layers)?;
+        if lowers.is_empty() {
+            lowers.push(directory.join("empty").into());
+        }
         match run.mode {
             StartMode::Mount => self.make_empty_upper(run, &directory)?,
             StartMode::Unpack => self.unpack_upper(run, &directory)?,
         }
         let upper = Upper { upper: directory.join("upper"), work: directory.join("work") };
-        let plan = OverlayPlan { lowers, upper: Some(upper), read_only: false };
+        let data = self.data_of(needs(&prepared.layers));
+        let plan = OverlayPlan { lowers, data, upper: Some(upper), read_only: false };
         mount::mount(&plan, &directory.join("merged"))?;
         Ok(())
-    }
-
-    /// The read-only layers of a run's union, newest first.
-    fn lowers(&self, run: &Run) -> Vec<PathBuf> {
-        let own: &[LayerId] = match run.mode {
-            StartMode::Mount => &run.layers,
-            StartMode::Unpack => &[],
-        };
-        let mut lowers: Vec<PathBuf> = own.iter().chain(&run.image_layers).map(|id| self.root.layer_tree(id)).collect();
-        if lowers.is_empty() {
-            lowers.push(self.root.run_dir(&run.id).join("empty"));
-        }
-        lowers
     }
 
     /// An empty upper whose root looks as the root below it, so that the union's root looks as it did at the exit.
     fn make_empty_upper(&self, run: &Run, directory: &Path) -> Result<()> {
         let upper = directory.join("upper");
         std::fs::create_dir(&upper)?;
-        let base = tree::open_tree(&self.base_root(run))?;
+        let base = self.base_root(run)?;
         let target = tree::open_tree(&upper)?;
         tree::materialize(&[], &[base.as_fd()], target.as_fd(), Data::Copy, &mut |_| {})?;
         Ok(())
@@ -201,10 +197,8 @@ impl Engine {
     fn unpack_upper(&self, run: &Run, directory: &Path) -> Result<()> {
         let partial = directory.join("upper.partial");
         std::fs::create_dir(&partial)?;
-        let paths = |ids: &[LayerId]| ids.iter().map(|id| self.root.layer_tree(id)).collect::<Vec<_>>();
-        let (layers, below) = (open_all(&paths(&run.layers))?, open_all(&paths(&run.image_layers))?);
         let target = tree::open_tree(&partial)?;
-        tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Copy, &mut |_| {})?;
+        self.write_out(&run.layers, &run.image_layers, target.as_fd())?;
         std::fs::rename(&partial, directory.join("upper"))?;
         let fingerprint = tree::fingerprint::fingerprint(target.as_fd())?;
         let run_directory = perennial_store::atomic::open_directory(directory)?;
@@ -288,6 +282,15 @@ impl Engine {
         self.save(&mut prepared.doc, Some(note))?;
         self.release_run(&run.id, prepared.spec.runtime.as_deref())
     }
+}
+
+/// The read-only layers of a run's union, newest first.
+pub(super) fn mounted_layers(run: &Run) -> Vec<LayerId> {
+    let own: &[LayerId] = match run.mode {
+        StartMode::Mount => &run.layers,
+        StartMode::Unpack => &[],
+    };
+    own.iter().chain(&run.image_layers).cloned().collect()
 }
 
 /// Refuses a start while there is a run, saying which and what to do (A26).

@@ -5,7 +5,7 @@
 //! instance after a boot, protects nothing and is dropped.
 
 use super::records::View;
-use super::settle::open_all;
+use super::trees::needs;
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
@@ -22,7 +22,7 @@ use perennial_store::tree::diff::{Change, Side};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::UnmountFlags;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// How often a generation is looked at again because a fold changed its layers meanwhile.
@@ -84,6 +84,7 @@ impl Engine {
             // Shared: an import may go on, but no layer of an image is freed.
             let mut locks: Vec<Lock> = self.root.lock_images(LockMode::Shared, Wait::Forever)?.into_iter().collect();
             locks.extend(self.share_layers(&before.layers)?);
+            locks.extend(self.share_layers(&image.layers)?);
             // A fold may have ended while we waited for it, or the generation may have been evicted.
             let doc = self.container_named(name)?;
             if self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.layers == before.layers {
@@ -101,7 +102,9 @@ impl Engine {
     pub fn hold_image(&self, image: Image) -> Result<Held> {
         let lock = self.root.lock_images(LockMode::Shared, Wait::Forever)?;
         let image = self.image(&image.digest)?.value;
-        Ok(Held { layers: Vec::new(), image, _locks: lock.into_iter().collect() })
+        let mut locks: Vec<Lock> = lock.into_iter().collect();
+        locks.extend(self.share_layers(&image.layers)?);
+        Ok(Held { layers: Vec::new(), image, _locks: locks })
     }
 
     /// Opens a held stack for reading.
@@ -110,25 +113,25 @@ impl Engine {
     /// Where a layer cannot be opened or the kernel refuses the union.
     pub fn open_view(&self, held: Held) -> Result<Opened> {
         let ids = held.stack();
-        let paths = self.trees(&ids);
-        let fds = open_all(&paths)?;
-        let root = self.mount_unseen(OverlayPlan::read_only(paths))?;
+        let fds = self.open_layers(&ids)?;
+        let root = self.mount_unseen(&self.view_of(&ids)?)?;
         Ok(Opened { layers: ids.into_iter().zip(fds).collect(), root, _held: held })
     }
 
-    /// Returns the paths of layers' trees.
-    pub fn trees(&self, ids: &[LayerId]) -> Vec<PathBuf> {
-        ids.iter().map(|id| self.root.layer_tree(id)).collect()
+    /// Returns what to mount to look at held layers.
+    fn view_of(&self, ids: &[LayerId]) -> Result<OverlayPlan> {
+        let layers = self.states(ids)?;
+        Ok(OverlayPlan::read_only(self.lowers(&layers)?, self.data_of(needs(&layers))))
     }
 
     /// Mounts a union that is gone with its descriptor: attached nowhere where the kernel can, else only for a moment.
-    fn mount_unseen(&self, plan: OverlayPlan) -> Result<OwnedFd> {
-        if let Ok(root) = mount::mount_detached(&plan) {
+    fn mount_unseen(&self, plan: &OverlayPlan) -> Result<OwnedFd> {
+        if let Ok(root) = mount::mount_detached(plan) {
             return Ok(root);
         }
         let directory = self.root.staging_dir().join(format!("view-{}", RunId::from_random(random()?)));
         std::fs::create_dir(&directory)?;
-        let mounted = mount::mount(&plan, &directory);
+        let mounted = mount::mount(plan, &directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = mounted.map(|_| rustix::fs::openat(CWD, &directory, flags, Mode::empty()));
         if root.is_ok() {
@@ -185,10 +188,10 @@ impl Engine {
         let key = format!("{}{}", keys::VIEWS, RunId::from_random(random()?));
         let transaction = Transaction::new().expect(&key, 0).put(&key, format::encode(Format::View, &view));
         self.records.commit(&transaction)?;
-        let plan = OverlayPlan::read_only(self.trees(&held.stack()));
-        if let Err(error) = mount::mount(&plan, Path::new(&view.target)) {
+        let plan = self.view_of(&held.stack());
+        if let Err(error) = plan.and_then(|plan| Ok(mount::mount(&plan, Path::new(&view.target))?)) {
             self.records.commit(&Transaction::new().delete(key))?;
-            return Err(error.into());
+            return Err(error);
         }
         Ok(view)
     }
