@@ -3,4 +3,5 @@
 mod collect;
 mod host;
 mod rebase;
+mod seal;
 mod usage;
