@@ -16,7 +16,8 @@ fn planned(stacks: &[&str], sealed: &str) -> String {
     let stacks: Vec<Vec<LayerId>> = stacks.iter().map(|names| stack(names)).collect();
     let name = |layer: &LayerId| ('a'..='z').find(|name| id(u8::try_from(*name).unwrap()) == *layer).unwrap();
     let steps = plan_seal(&stacks, &|layer| !stack(sealed).contains(layer));
-    let texts = steps.iter().map(|step| format!("{}/{}", name(&step.layer), step.below.iter().map(name).collect::<String>()));
+    let texts =
+        steps.iter().map(|step| format!("{}/{}", name(&step.layer), step.below.iter().map(name).collect::<String>()));
     texts.collect::<Vec<_>>().join(" ")
 }
 

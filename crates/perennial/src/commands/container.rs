@@ -56,7 +56,9 @@ pub fn set(context: &Context, args: &SetArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
     let PolicyArgs { keep, keep_bytes, good_after, seal } = &args.policy;
     if keep.is_none() && keep_bytes.is_none() && good_after.is_none() && seal.is_none() {
-        return Err(Failure::new(Code::Usage, "nothing to set").hint("give --keep, --keep-bytes, --good-after or --seal"));
+        return Err(
+            Failure::new(Code::Usage, "nothing to set").hint("give --keep, --keep-bytes, --good-after or --seal")
+        );
     }
     settings::change_policy(&mut perennial_core::generations::Policy::default(), &args.policy)?;
     let policy = context.engine.set_policy(&name, |policy| {

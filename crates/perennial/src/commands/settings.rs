@@ -95,10 +95,7 @@ pub fn policy(args: &SettingsArgs) -> Result<Policy> {
 ///
 /// # Errors
 /// Where an option is not valid; it is named.
-pub fn change_policy(
-    policy: &mut Policy,
-    args: &PolicyArgs,
-) -> Result<()> {
+pub fn change_policy(policy: &mut Policy, args: &PolicyArgs) -> Result<()> {
     if let Some(keep) = args.keep {
         policy.keep = keep;
     }

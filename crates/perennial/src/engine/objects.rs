@@ -31,8 +31,9 @@ impl Engine {
             Err(error) => return Err(Failure::from(error).while_doing(format!("cannot open {}", path.display()))),
         };
         let damaged = |error: &dyn std::fmt::Display| {
-            Failure::new(Code::Damaged, format!("{}: {error}", path.display()))
-                .hint("no object is removed while it cannot be read; restore the layer from a copy, or remove its container")
+            Failure::new(Code::Damaged, format!("{}: {error}", path.display())).hint(
+                "no object is removed while it cannot be read; restore the layer from a copy, or remove its container",
+            )
         };
         let table = ObjectTable::open(DiskFile(file)).map_err(|error| damaged(&error))?;
         for row in table.iter() {

@@ -9,8 +9,8 @@
 //! between two entries where a command asks background work to give way. What is cut off is taken up again where it
 //! was: contents that are stored stay stored.
 
-use super::trees::borrow_all;
 use super::Engine;
+use super::trees::borrow_all;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::SealPolicy;
@@ -155,7 +155,8 @@ impl Engine {
     /// # Errors
     /// Where one does not and cannot be sealed.
     pub fn ensure_resolved(&self, stack: &[LayerId]) -> Result<()> {
-        for (position, layer) in self.states(stack)?.into_iter().enumerate().rev().filter(|(_, layer)| layer.unresolved) {
+        for (position, layer) in self.states(stack)?.into_iter().enumerate().rev().filter(|(_, layer)| layer.unresolved)
+        {
             let below = stack.get(position.saturating_add(1)..).unwrap_or_default().to_vec();
             let step = SealStep { layer: layer.id.clone(), below };
             match self.seal_layer(&step, Diligence::Asked)? {

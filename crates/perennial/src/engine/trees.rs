@@ -9,10 +9,10 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
 use perennial_core::layers::Form;
 use perennial_runtime::mount::{LayerNeeds, Lower};
-use perennial_store::objects::Objects;
-use perennial_store::tree::{self, Data, Measure};
 use perennial_store::layer;
+use perennial_store::objects::Objects;
 use perennial_store::sealed::{IMAGE, MANIFEST};
+use perennial_store::tree::{self, Data, Measure};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
