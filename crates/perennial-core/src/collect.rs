@@ -20,6 +20,15 @@ pub struct SizedLayer {
     pub bytes: u64,
 }
 
+/// Objects and the bytes they take on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ObjectCount {
+    /// How many.
+    pub count: u64,
+    /// Their bytes on disk.
+    pub bytes: u64,
+}
+
 /// A view that `browse` has recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViewFacts {
@@ -65,6 +74,10 @@ pub struct CollectFacts {
     pub staging: Vec<String>,
     /// What is in `trash/`.
     pub trash: Vec<String>,
+    /// Sealed layers whose tree is still there.
+    pub sealed_trees: Vec<LayerId>,
+    /// Objects that no manifest names.
+    pub objects: ObjectCount,
     /// Whether an image is being imported or a layer made right now.
     pub is_making_layers: bool,
 }
@@ -97,6 +110,10 @@ pub struct CollectPlan {
     pub staging: Vec<String>,
     /// What waits to be unlinked.
     pub trash: Vec<String>,
+    /// Sealed layers whose tree nothing has mounted any more.
+    pub sealed_trees: Vec<LayerId>,
+    /// Objects that no manifest names.
+    pub objects: ObjectCount,
 }
 
 impl CollectPlan {
@@ -140,6 +157,18 @@ pub fn plan(facts: &CollectFacts) -> CollectPlan {
         logs: facts.logs.iter().filter(|id| !is_known(id)).cloned().collect(),
         staging: if facts.is_making_layers { Vec::new() } else { facts.staging.clone() },
         trash: facts.trash.clone(),
+        sealed_trees: facts.sealed_trees.iter().filter(|id| !facts.is_mounted(id)).cloned().collect(),
+        objects: facts.objects,
+    }
+}
+
+impl CollectFacts {
+    /// Whether a run or a view may have a layer mounted; of a view's image it is only known that it has layers.
+    fn is_mounted(&self, id: &LayerId) -> bool {
+        let runs = self.containers.iter().filter_map(|container| container.phase.run());
+        let mut views = self.views.iter().filter(|view| view.is_mounted);
+        runs.into_iter().any(|run| run.layers.contains(id) || run.image_layers.contains(id))
+            || views.any(|view| view.layers.contains(id) || self.image_layers.contains(id))
     }
 }
 

@@ -182,7 +182,7 @@ fn container(phase: Phase) -> Container {
     let name = "web".parse().expect("a valid name");
     let mut container = Container::new(id, name, (image(1), "debian:12".into()), time("2026-11-22T17:00:00Z"));
     container.spec = spec();
-    container.policy = Policy { keep: 3, keep_bytes: Some(1_073_741_824), good_after_s: 60 };
+    container.policy = Policy { keep: 3, keep_bytes: Some(1_073_741_824), ..Policy::default() };
     container.phase = phase;
     container.epoch = 3;
     container.queue = Some(queue());

@@ -28,6 +28,12 @@ impl Secret {
     pub const fn from_random(random: [u8; SECRET_BYTES]) -> Self {
         Self(random)
     }
+
+    /// Returns it as the encoder of metadata images takes it.
+    #[must_use]
+    pub const fn for_image(&self) -> perennial_core::sealed::erofs::Secret {
+        perennial_core::sealed::erofs::Secret::from_random(self.0)
+    }
 }
 
 impl std::fmt::Display for Secret {

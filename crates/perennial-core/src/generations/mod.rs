@@ -32,6 +32,23 @@ pub const GOOD_AFTER_S_DEFAULT: u32 = 60;
 /// Salvaged generations kept outside the capacity (requirements 2.9, row A28).
 pub const SALVAGE_SLOTS: usize = 1;
 
+/// When a container's layers are sealed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SealPolicy {
+    /// After each exit, in the background, where the host can.
+    #[default]
+    Auto,
+    /// Only when asked for.
+    Never,
+}
+
+impl SealPolicy {
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// Retention and health policy of a container (A33).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -42,11 +59,14 @@ pub struct Policy {
     pub keep_bytes: Option<u64>,
     /// Seconds a run must stay up for its origin to count as good.
     pub good_after_s: u32,
+    /// When its layers are sealed.
+    #[serde(skip_serializing_if = "SealPolicy::is_auto")]
+    pub seal: SealPolicy,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { keep: KEEP_DEFAULT, keep_bytes: None, good_after_s: GOOD_AFTER_S_DEFAULT }
+        Self { keep: KEEP_DEFAULT, keep_bytes: None, good_after_s: GOOD_AFTER_S_DEFAULT, seal: SealPolicy::Auto }
     }
 }
 

@@ -14,7 +14,7 @@
 
 pub mod canonical;
 pub mod entry;
-// EROFS
+pub mod erofs;
 pub mod io;
 pub mod manifest;
 pub mod object;

@@ -4,4 +4,5 @@ mod collect;
 mod host;
 mod rebase;
 mod rebuild;
+mod seal;
 mod usage;

@@ -1,6 +1,12 @@
 //! The metadata image of a sealed layer as a tree: a detached mount that nobody else sees and that ends with its
 //! descriptor.
 
+use super::error::SealError;
+use super::files::LayerFiles;
+use crate::root::Root;
+use perennial_core::sealed::entry::{Directory, DirectorySource};
+use perennial_core::sealed::erofs::{self, EncodeError, Identity};
+use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -40,6 +46,45 @@ pub fn open_tree(layer: BorrowedFd<'_>) -> Result<OwnedFd, MountImageError> {
     let image = openat(layer, IMAGE, flags, Mode::empty());
     let image = image.map_err(|source| MountImageError { action: "open", messages: String::new(), source })?;
     mount_image(&image)
+}
+
+/// Tries whether this host can mount metadata images that lie in the root's file system.
+///
+/// # Errors
+/// [`SealError`]: what stands in the way.
+pub fn probe(root: &Root) -> Result<(), SealError> {
+    let path = root.staging_dir();
+    let files = LayerFiles::open(&path)?;
+    let name = format!(".probe-{}", rustix::process::getpid().as_raw_nonzero());
+    let written = write_empty(&files, &name, root);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let image = openat(files.fd(), &name, flags, Mode::empty());
+    rustix::fs::unlinkat(files.fd(), &name, rustix::fs::AtFlags::empty()).ok();
+    written?;
+    let image = image.map_err(|errno| files.io("open", &name, errno))?;
+    mount_image(&image).map_err(|source| SealError::Mount { path, source })?;
+    Ok(())
+}
+
+/// Writes the metadata image of a layer without entries.
+fn write_empty(files: &LayerFiles, name: &str, root: &Root) -> Result<(), SealError> {
+    struct Alone(Option<Directory>);
+    impl DirectorySource for Alone {
+        type Error = std::convert::Infallible;
+        fn next_directory(&mut self) -> Result<Option<Directory>, Self::Error> {
+            Ok(self.0.take())
+        }
+    }
+    let empty = || Alone(Some(Directory::default()));
+    let layout = erofs::plan(&mut empty()).map_err(|error| files.io("plan", name, std::io::Error::other(error)))?;
+    let identity = Identity { secret: root.secret().for_image(), manifest: ObjectId::of(b"") };
+    match erofs::write(&layout, &identity, &mut empty(), files.create(name)?) {
+        Ok(_) => Ok(()),
+        Err(EncodeError::Sink(error)) => Err(files.io("write", name, error)),
+        Err(error @ (EncodeError::Source(_) | EncodeError::Changed)) => {
+            Err(files.io("write", name, std::io::Error::other(error.to_string())))
+        }
+    }
 }
 
 /// Mounts an open metadata image.

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use perennial_core::container::StartMode;
+use perennial_core::generations::SealPolicy;
 use perennial_core::spec::Network;
 use std::path::PathBuf;
 
@@ -84,6 +85,8 @@ pub enum Command {
     Image(ImageCommand),
     /// Check every invariant and the host's abilities, and say what to do
     Doctor(DoctorArgs),
+    /// Seal layers now: keep each content once, checked by its name
+    Seal(SealArgs),
     /// Recover what dead processes left and free what nothing needs
     Gc(DryRunArg),
     /// Show what takes space
@@ -182,6 +185,51 @@ pub struct DryRunArg {
     pub dry_run: bool,
 }
 
+/// Policy of a container.
+#[derive(Debug, Args, Default)]
+pub struct PolicyArgs {
+    /// How many generations to keep [default of a new container: 5]
+    #[arg(long, value_name = "NUMBER")]
+    pub keep: Option<u32>,
+    /// How many bytes the generations may take, such as 10g; `none` for no bound
+    #[arg(long, value_name = "BYTES")]
+    pub keep_bytes: Option<String>,
+    /// How long a run must stay up for its state to count as good [default of a new container: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub good_after: Option<String>,
+    /// When its layers are sealed: after each exit in the background, or only by `perennial seal` [default: auto]
+    #[arg(long, value_enum)]
+    pub seal: Option<SealArg>,
+}
+
+/// `--seal`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SealArg {
+    /// After each exit, in the background, where the host can
+    Auto,
+    /// Only by `perennial seal`
+    Never,
+}
+
+impl From<SealArg> for SealPolicy {
+    fn from(arg: SealArg) -> Self {
+        match arg {
+            SealArg::Auto => Self::Auto,
+            SealArg::Never => Self::Never,
+        }
+    }
+}
+
+/// `seal`.
+#[derive(Debug, Args)]
+pub struct SealArgs {
+    /// Name of the container; all containers and images where neither it nor an image is given
+    pub name: Option<String>,
+    /// Only an image: a name or a digest
+    #[arg(long, value_name = "IMAGE", conflicts_with = "name")]
+    pub image: Option<String>,
+}
+
 /// Settings of a container.
 #[derive(Debug, Args, Default)]
 pub struct SettingsArgs {
@@ -239,15 +287,9 @@ pub struct SettingsArgs {
     /// Time after the start in which failures do not count
     #[arg(long, value_name = "TIME", default_value = "0s", requires = "health_cmd")]
     pub health_start_period: String,
-    /// How many generations to keep [default: 5]
-    #[arg(long, value_name = "NUMBER")]
-    pub keep: Option<u32>,
-    /// How many bytes the generations may take, such as 10g
-    #[arg(long, value_name = "BYTES")]
-    pub keep_bytes: Option<String>,
-    /// How long a run must stay up for its state to count as good [default: 60s]
-    #[arg(long, value_name = "TIME")]
-    pub good_after: Option<String>,
+    /// What is kept and how
+    #[command(flatten)]
+    pub policy: PolicyArgs,
     /// OCI runtime, by name or path [default: runc]
     #[arg(long, value_name = "PROGRAM")]
     pub runtime: Option<String>,
@@ -448,15 +490,9 @@ pub struct RmArgs {
 pub struct SetArgs {
     /// Name of the container
     pub name: String,
-    /// How many generations to keep
-    #[arg(long, value_name = "NUMBER")]
-    pub keep: Option<u32>,
-    /// How many bytes the generations may take, such as 10g; `none` for no bound
-    #[arg(long, value_name = "BYTES")]
-    pub keep_bytes: Option<String>,
-    /// How long a run must stay up for its state to count as good
-    #[arg(long, value_name = "TIME")]
-    pub good_after: Option<String>,
+    /// What is kept and how
+    #[command(flatten)]
+    pub policy: PolicyArgs,
 }
 
 /// Which generation.

@@ -1,7 +1,7 @@
 //! `create`, `rm`, `set`, `fork`, `ps`, `inspect`, `events`.
 
 use super::{Context, generations, reference, run, settings};
-use crate::cli::args::{CreateArgs, ForkArgs, NameArg, PsArgs, RmArgs, SetArgs};
+use crate::cli::args::{CreateArgs, ForkArgs, NameArg, PolicyArgs, PsArgs, RmArgs, SetArgs};
 use crate::cli::output::{self, Style};
 use crate::cli::table;
 use crate::engine::Engine;
@@ -54,14 +54,16 @@ pub fn rm(context: &Context, args: &RmArgs) -> Result<()> {
 /// Where it is unknown or the policy is not possible.
 pub fn set(context: &Context, args: &SetArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
-    let (keep, keep_bytes, good_after) = (args.keep, args.keep_bytes.as_deref(), args.good_after.as_deref());
-    if keep.is_none() && keep_bytes.is_none() && good_after.is_none() {
-        return Err(Failure::new(Code::Usage, "nothing to set").hint("give --keep, --keep-bytes or --good-after"));
+    let PolicyArgs { keep, keep_bytes, good_after, seal } = &args.policy;
+    if keep.is_none() && keep_bytes.is_none() && good_after.is_none() && seal.is_none() {
+        return Err(
+            Failure::new(Code::Usage, "nothing to set").hint("give --keep, --keep-bytes, --good-after or --seal")
+        );
     }
-    settings::change_policy(&mut perennial_core::generations::Policy::default(), keep, keep_bytes, good_after)?;
+    settings::change_policy(&mut perennial_core::generations::Policy::default(), &args.policy)?;
     let policy = context.engine.set_policy(&name, |policy| {
         // What was typed has been checked just above.
-        settings::change_policy(policy, keep, keep_bytes, good_after).ok();
+        settings::change_policy(policy, &args.policy).ok();
     })?;
     match context.style {
         Style::Json => output::json(&json!({"container": name, "policy": policy})),
@@ -203,7 +205,7 @@ pub fn inspect(context: &Context, args: &NameArg) -> Result<()> {
         output::line(format!("   condition: {:?} since {}: {}", condition.kind, condition.since, condition.message));
     }
     if let Some(generation) = container.queue.as_ref().and_then(Queue::current) {
-        output::line(format!("  generation: {}", generations::generation_json(generation)));
+        output::line(format!("  generation: {}", generations::generation_json(context, generation)?));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::engine::history::Pinned;
 use crate::failure::Result;
 use perennial_core::container::Container;
 use perennial_core::generations::{Generation, Health};
+use perennial_core::layers::Form;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub fn list(context: &Context, args: &NameArg) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
     let doc = context.engine.seen(&name)?;
     match context.style {
-        Style::Json => output::json(&as_json(&doc.value)),
+        Style::Json => output::json(&as_json(context, &doc.value)?),
         Style::Text => output::text(&as_table(context, &doc.value)),
     }
     Ok(())
@@ -38,21 +39,27 @@ pub fn health_name(health: Health) -> &'static str {
     }
 }
 
-fn as_json(container: &Container) -> Value {
+fn as_json(context: &Context, container: &Container) -> Result<Value> {
     let queue = container.queue.as_ref();
-    let generations: Vec<Value> = queue.iter().flat_map(|queue| &queue.generations).map(generation_json).collect();
-    json!({
+    let generations = queue.iter().flat_map(|queue| &queue.generations);
+    let generations = generations.map(|generation| generation_json(context, generation)).collect::<Result<Vec<_>>>()?;
+    Ok(json!({
         "container": container.name.as_str(),
         "current": queue.and_then(|queue| queue.current),
         "capacity": container.policy.keep,
         "keep_bytes": container.policy.keep_bytes,
         "generations": generations,
-    })
+    }))
 }
 
 /// Returns a generation as JSON, as `generations --json` shows it.
-pub fn generation_json(generation: &Generation) -> Value {
-    json!({
+///
+/// # Errors
+/// Where the records cannot be read.
+pub fn generation_json(context: &Context, generation: &Generation) -> Result<Value> {
+    let states = context.engine.states(&generation.layers)?;
+    let sealed: Vec<bool> = states.iter().map(|layer| layer.form == Form::Sealed).collect();
+    Ok(json!({
         "seq": generation.seq,
         "exited_at": generation.exited_at,
         "kind": generation.kind,
@@ -66,10 +73,12 @@ pub fn generation_json(generation: &Generation) -> Value {
         "parent": generation.parent,
         "image": generation.image,
         "layers": generation.layers,
+        "sealed": sealed.iter().all(|sealed| *sealed),
+        "sealed_layers": sealed,
         "mount_options": generation.mount_options,
         "note": generation.note,
         "by": generation.by,
-    })
+    }))
 }
 
 fn as_table(context: &Context, container: &Container) -> String {

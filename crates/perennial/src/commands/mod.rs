@@ -7,6 +7,7 @@ mod image;
 mod reference;
 mod rollback;
 mod run;
+mod seal;
 mod settings;
 mod store;
 mod views;
@@ -91,6 +92,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
             ImageCommand::Rm { image } => image::remove(context, &image),
         },
         Command::Doctor(_) => return doctor::doctor(context),
+        Command::Seal(args) => seal::seal(context, &args),
         Command::Gc(args) => store::gc(context, &args),
         Command::Df => store::df(context),
         Command::Completions { .. } | Command::Man { .. } | Command::Supervise(_) => Ok(()),

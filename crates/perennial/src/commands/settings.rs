@@ -1,6 +1,6 @@
 //! Settings as typed, turned into a specification and a policy.
 
-use crate::cli::args::{SettingsArgs, TerminalArgs};
+use crate::cli::args::{PolicyArgs, SettingsArgs, TerminalArgs};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::generations::Policy;
 use perennial_core::process::{
@@ -87,7 +87,7 @@ fn health(args: &SettingsArgs) -> Result<Option<HealthCheck>> {
 /// Where an option is not valid; it is named.
 pub fn policy(args: &SettingsArgs) -> Result<Policy> {
     let mut policy = Policy::default();
-    change_policy(&mut policy, args.keep, args.keep_bytes.as_deref(), args.good_after.as_deref())?;
+    change_policy(&mut policy, &args.policy)?;
     Ok(policy)
 }
 
@@ -95,22 +95,20 @@ pub fn policy(args: &SettingsArgs) -> Result<Policy> {
 ///
 /// # Errors
 /// Where an option is not valid; it is named.
-pub fn change_policy(
-    policy: &mut Policy,
-    keep: Option<u32>,
-    keep_bytes: Option<&str>,
-    good_after: Option<&str>,
-) -> Result<()> {
-    if let Some(keep) = keep {
+pub fn change_policy(policy: &mut Policy, args: &PolicyArgs) -> Result<()> {
+    if let Some(keep) = args.keep {
         policy.keep = keep;
     }
-    match keep_bytes {
+    match args.keep_bytes.as_deref() {
         Some("none") => policy.keep_bytes = None,
         Some(text) => policy.keep_bytes = Some(option("keep-bytes", parse_bytes(text))?),
         None => {}
     }
-    if let Some(text) = good_after {
+    if let Some(text) = &args.good_after {
         policy.good_after_s = option("good-after", parse_duration_s(text))?;
+    }
+    if let Some(seal) = args.seal {
+        policy.seal = seal.into();
     }
     Ok(())
 }
@@ -131,9 +129,10 @@ pub fn given(args: &SettingsArgs) -> Vec<&'static str> {
         ("--cap-drop", !args.cap_drop.is_empty()),
         ("--init", args.init),
         ("--health-cmd", args.health_cmd.is_some()),
-        ("--keep", args.keep.is_some()),
-        ("--keep-bytes", args.keep_bytes.is_some()),
-        ("--good-after", args.good_after.is_some()),
+        ("--keep", args.policy.keep.is_some()),
+        ("--keep-bytes", args.policy.keep_bytes.is_some()),
+        ("--good-after", args.policy.good_after.is_some()),
+        ("--seal", args.policy.seal.is_some()),
         ("--runtime", args.runtime.is_some()),
         ("--entrypoint", args.entrypoint.is_some()),
         ("--stop-signal", args.stop_signal.is_some()),

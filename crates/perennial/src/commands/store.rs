@@ -6,7 +6,7 @@ use crate::cli::output::{self, Style};
 use crate::cli::table;
 use crate::engine::usage::DiskUse;
 use crate::failure::{Code, Failure, Result};
-use perennial_core::collect::CollectPlan;
+use perennial_core::collect::{CollectPlan, ObjectCount};
 use serde_json::{Value, json};
 
 /// Recovers what dead processes left and frees what nothing needs.
@@ -59,6 +59,13 @@ fn show(context: &Context, plan: &CollectPlan, is_done: bool) {
     }
     for name in &plan.trash {
         output::line(format!("{freed} trash/{name}"));
+    }
+    for id in &plan.sealed_trees {
+        output::line(format!("{freed} the tree of layer {id}, which is sealed"));
+    }
+    if plan.objects.count > 0 {
+        let ObjectCount { count, bytes } = plan.objects;
+        output::line(format!("{freed} {count} contents that no layer has ({})", table::bytes(bytes)));
     }
     for run in &plan.set_aside {
         let upper = context.engine.root.run_dir(run).join("upper");

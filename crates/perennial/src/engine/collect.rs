@@ -60,7 +60,12 @@ impl Engine {
             note(layer::discard(&self.root, &self.log_dir(id), &format!("logs-{id}")).map_err(Failure::from));
         }
         note(self.remove_idle_locks());
+        note(self.drop_sealed_trees().and_then(|dropped| {
+            self.empty_trash();
+            self.finish_objects(&dropped)
+        }));
         self.empty_trash();
+        note(self.free_objects().map(drop));
         done.plan = CollectPlan {
             recover: before.recover,
             views: before.views,
@@ -118,6 +123,8 @@ impl Engine {
             let (target, layers) = (view.value.target, view.value.layers);
             facts.views.push(ViewFacts { target, layers, is_mounted: !stale.contains(&key) });
         }
+        facts.sealed_trees = self.sealed_trees()?;
+        facts.objects = self.unused_objects()?;
         facts.staging = names_in(&self.root.staging_dir())?;
         facts.trash = names_in(&self.root.trash_dir())?;
         facts.is_making_layers = self.root.lock_images(LockMode::Exclusive, Wait::Never)?.is_none();
@@ -165,6 +172,13 @@ impl Engine {
         let layers: BTreeSet<LayerId> = named(&locks, "layer-")?;
         for id in layers.iter().filter(|id| self.root.layer_dir(id).symlink_metadata().is_err()) {
             if let Some(lock) = self.root.lock_layer(id, LockMode::Exclusive, Wait::Never)? {
+                lock.remove_file();
+            }
+        }
+        // Made for each attempt, and of no use between two.
+        let sealing: BTreeSet<LayerId> = named(&locks, "seal-")?;
+        for id in &sealing {
+            if let Some(lock) = self.root.lock_seal(id)? {
                 lock.remove_file();
             }
         }

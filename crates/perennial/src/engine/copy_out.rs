@@ -26,7 +26,7 @@ impl Engine {
     /// # Errors
     /// Where the path does not exist, or the target cannot be written; the target is then as it was.
     pub fn copy_out(&self, name: &ContainerName, seq: Seq, path: &str, target: &Path) -> Result<Copied> {
-        let view = self.open_view(self.hold_layers(name, seq)?)?;
+        let view = self.open_shown(self.hold_layers(name, seq)?)?;
         let source = Path::new(path);
         let target = final_name(source, target, name)?;
         let parent = match target.parent() {

@@ -299,9 +299,12 @@ impl Engine {
         }
         freed.sort();
         freed.dedup();
+        let mut objects = Vec::new();
         for id in &freed {
+            self.objects_of(&self.root.layer_dir(id), &mut |object| objects.push(object)).ok();
             self.discard_layer(id)?;
         }
+        self.free_objects_among(objects)?;
         for entry in std::fs::read_dir(self.root.staging_dir())?.flatten() {
             layer::discard(&self.root, &entry.path(), &format!("staging-{}", LayerId::from_random(random()?)))?;
         }

@@ -7,6 +7,7 @@
 //! - [`exit`]: from the end of the last process to a committed generation.
 //! - [`recover`]: puts right what a process that died has left.
 //! - [`supervise`]: one run from the request to the settled exit.
+//! - [`seal`]: layers as objects and metadata; [`objects`]: which contents nothing needs.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
 //! - [`trees`]: layers on disk in either form, the one door to them.
@@ -27,10 +28,12 @@ pub mod exit;
 pub mod history;
 pub mod images;
 pub mod net;
+pub mod objects;
 pub mod rebase;
 pub mod rebuild;
 pub mod records;
 pub mod recover;
+pub mod seal;
 pub mod settle;
 pub mod start;
 pub mod supervise;

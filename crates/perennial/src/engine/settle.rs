@@ -7,6 +7,7 @@
 //! containers, takes the locks of all of them without waiting, or leaves its commit for later.
 
 use super::records::{Doc, Note};
+use super::seal::Sealing;
 use super::trees::borrow_all;
 use super::{Engine, random};
 use crate::clock;
@@ -78,7 +79,9 @@ impl Engine {
         let mut bytes_before = u64::MAX;
         let mut yields = 0;
         while yields < YIELDS_MAX {
-            match if self.must_yield() { Step::GaveWay } else { self.settle_step(id, &mut bytes_before)? } {
+            let step = if self.must_yield() { Step::GaveWay } else { self.settle_step(id, &mut bytes_before)? };
+            let step = if step == Step::Nothing { self.seal_next(id)? } else { step };
+            match step {
                 Step::Did => {}
                 Step::Nothing => break,
                 Step::GaveWay => {
@@ -88,8 +91,19 @@ impl Engine {
             }
         }
         self.keep_container_copies();
+        let dropped = self.drop_sealed_trees()?;
         self.empty_trash();
-        Ok(())
+        self.finish_objects(&dropped)
+    }
+
+    /// Seals one layer, without the container's lock: a start goes on beside it.
+    fn seal_next(&self, id: &ContainerId) -> Result<Step> {
+        let Ok(doc) = self.container(id) else { return Ok(Step::Nothing) };
+        Ok(match self.seal_step(&doc.value)? {
+            Sealing::Done => Step::Did,
+            Sealing::GaveWay => Step::GaveWay,
+            Sealing::Nothing | Sealing::StaysDirectory(_) => Step::Nothing,
+        })
     }
 
     /// One step, under the container's lock.
@@ -149,10 +163,14 @@ impl Engine {
         let transaction = freed.iter().fold(Transaction::new(), |t, id| t.delete(keys::layer(id)));
         self.records.commit(&transaction)?;
         drop(graph);
+        let mut objects = Vec::new();
         for (id, lock) in freed.iter().zip(locks) {
+            // A manifest that cannot be read keeps its objects, not its layer.
+            self.objects_of(&self.root.layer_dir(id), &mut |object| objects.push(object)).ok();
             layer::discard(&self.root, &self.root.layer_dir(id), &format!("layer-{id}"))?;
             lock.remove_file();
         }
+        self.free_objects_among(objects)?;
         Ok(freed)
     }
 
@@ -179,15 +197,16 @@ impl Engine {
     }
 
     /// The layers that runs and views have mounted.
-    fn layers_in_use(&self) -> Result<BTreeSet<LayerId>> {
+    pub fn layers_in_use(&self) -> Result<BTreeSet<LayerId>> {
         let mut in_use = BTreeSet::new();
         for doc in self.containers()? {
             if let Some(run) = doc.value.phase.run() {
-                in_use.extend(run.layers.iter().cloned());
+                in_use.extend(run.layers.iter().chain(&run.image_layers).cloned());
             }
         }
         for (_, view) in self.views()? {
             in_use.extend(view.value.layers);
+            in_use.extend(self.image(&view.value.image)?.value.layers);
         }
         Ok(in_use)
     }
@@ -225,6 +244,9 @@ impl Engine {
         // What was planned without the locks may not hold any more; with them nobody can change it.
         if self.next_fold(container)?.as_ref() != Some(fold) {
             return Ok(Step::GaveWay);
+        }
+        for layer in [&fold.top, &fold.bottom] {
+            self.forget_unrecorded_seal(layer)?;
         }
         let Some(below) = self.below(&fold.bottom)? else { return Ok(Step::Nothing) };
         let mut locks = Vec::new();

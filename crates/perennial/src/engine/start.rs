@@ -101,6 +101,10 @@ impl Engine {
         if let Some(present) = present {
             run.layers = present.layers.clone();
         }
+        if run.mode == StartMode::Unpack {
+            let whole: Vec<LayerId> = run.layers.iter().chain(&run.image_layers).cloned().collect();
+            self.ensure_resolved(&whole)?;
+        }
         let layers = self.states(&mounted_layers(&run))?;
         run.mount_options = mount::recorded_options(needs(&layers));
         let mut spec = doc.value.spec.clone();

@@ -9,14 +9,12 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
 use perennial_core::layers::Form;
 use perennial_runtime::mount::{LayerNeeds, Lower};
+use perennial_store::layer;
 use perennial_store::objects::Objects;
+use perennial_store::sealed::{IMAGE, MANIFEST};
 use perennial_store::tree::{self, Data, Measure};
-use perennial_store::{atomic, layer, sealed};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-/// Files of a layer in sealed form, besides its `layer.json`.
-const SEALED_FILES: [&str; 2] = ["manifest", "meta.erofs"];
 
 /// What has to be known of a layer to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,16 +58,13 @@ impl Engine {
     /// # Errors
     /// Where it is not there, or is sealed and this host cannot mount it.
     pub fn open_layer(&self, layer: &LayerState) -> Result<OwnedFd> {
-        match layer.form {
-            Form::Dir => Ok(tree::open_tree(&self.root.layer_tree(&layer.id))?),
-            Form::Sealed => {
-                let directory = atomic::open_directory(&self.root.layer_dir(&layer.id))?;
-                sealed::open_tree(directory.as_fd()).map_err(|error| {
-                    let failure = Failure::from(error).while_doing(format!("cannot read layer {}", layer.id));
-                    failure.code(Code::Host).hint("`perennial doctor` says whether this host can use sealed layers")
-                })
+        layer::open(&self.root, &layer.id, layer.form).map_err(|error| {
+            let failure = Failure::from(error);
+            match layer.form {
+                Form::Dir => failure,
+                Form::Sealed => failure.code(Code::Host).hint("`perennial doctor` says whether this host can use it"),
             }
-        }
+        })
     }
 
     /// Opens the roots of layers' trees for reading.
@@ -136,7 +131,7 @@ impl Engine {
             Form::Sealed => {
                 let directory = self.root.layer_dir(id);
                 let is_file = |name| directory.join(name).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
-                Ok(SEALED_FILES.into_iter().all(is_file))
+                Ok([MANIFEST, IMAGE].into_iter().all(is_file))
             }
         }
     }

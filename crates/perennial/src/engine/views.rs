@@ -47,6 +47,14 @@ impl Held {
     }
 }
 
+/// A held stack mounted where nobody else sees it.
+#[derive(Debug)]
+pub struct Shown {
+    /// Root of the mounted view.
+    pub root: OwnedFd,
+    _held: Held,
+}
+
 /// A held stack with its layers open and mounted where nobody else sees it.
 #[derive(Debug)]
 pub struct Opened {
@@ -83,12 +91,13 @@ impl Engine {
             let image = self.image(&before.image)?.value;
             // Shared: an import may go on, but no layer of an image is freed.
             let mut locks: Vec<Lock> = self.root.lock_images(LockMode::Shared, Wait::Forever)?.into_iter().collect();
+            // A fold that was cut off is finished before its layers are locked: that takes them exclusively.
+            self.finish_interrupted_folds(&before.layers, &image.layers)?;
             locks.extend(self.share_layers(&before.layers)?);
             locks.extend(self.share_layers(&image.layers)?);
             // A fold may have ended while we waited for it, or the generation may have been evicted.
             let doc = self.container_named(name)?;
             if self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.layers == before.layers {
-                self.finish_interrupted_folds(&before.layers, &image.layers)?;
                 return Ok(Held { layers: before.layers, image, _locks: locks });
             }
         }
@@ -107,12 +116,22 @@ impl Engine {
         Ok(Held { layers: Vec::new(), image, _locks: locks })
     }
 
-    /// Opens a held stack for reading.
+    /// Opens a held stack for reading as what it shows.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the union.
+    pub fn open_shown(&self, held: Held) -> Result<Shown> {
+        let root = self.mount_unseen(&self.view_of(&held.stack())?)?;
+        Ok(Shown { root, _held: held })
+    }
+
+    /// Opens a held stack for reading, as what it shows and layer by layer.
     ///
     /// # Errors
     /// Where a layer cannot be opened or the kernel refuses the union.
     pub fn open_view(&self, held: Held) -> Result<Opened> {
         let ids = held.stack();
+        self.ensure_resolved(&ids)?;
         let fds = self.open_layers(&ids)?;
         let root = self.mount_unseen(&self.view_of(&ids)?)?;
         Ok(Opened { layers: ids.into_iter().zip(fds).collect(), root, _held: held })

@@ -1,0 +1,149 @@
+//! Which contents nothing needs any more.
+//!
+//! The manifests in `layers/` are what counts, whatever the records say: an object goes only when no manifest on disk
+//! names it. Whoever stores objects that no manifest names yet holds the lock of objects shared, so nothing is removed
+//! meanwhile.
+
+use super::Engine;
+use crate::failure::{Code, Failure, Result};
+use perennial_core::collect::ObjectCount;
+use perennial_core::id::LayerId;
+use perennial_core::sealed::manifest::ObjectTable;
+use perennial_core::sealed::object::ObjectId;
+use perennial_store::layer;
+use perennial_store::objects::Objects;
+use perennial_store::root::{LockMode, Wait};
+use perennial_store::sealed::{DiskFile, MANIFEST};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+impl Engine {
+    /// Returns the names of the objects in a layer's manifest; nothing where it has none.
+    ///
+    /// # Errors
+    /// Where the manifest cannot be read or is damaged.
+    pub fn objects_of(&self, directory: &Path, each: &mut dyn FnMut(ObjectId)) -> Result<()> {
+        let path = directory.join(MANIFEST);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Failure::from(error).while_doing(format!("cannot open {}", path.display()))),
+        };
+        let damaged = |error: &dyn std::fmt::Display| {
+            Failure::new(Code::Damaged, format!("{}: {error}", path.display())).hint(
+                "no object is removed while it cannot be read; restore the layer from a copy, or remove its container",
+            )
+        };
+        let table = ObjectTable::open(DiskFile(file)).map_err(|error| damaged(&error))?;
+        for row in table.iter() {
+            each(row.map_err(|error| damaged(&error))?.0);
+        }
+        Ok(())
+    }
+
+    /// Returns which objects no manifest names, with their sizes on disk. The caller holds the lock of objects, or only
+    /// wants to know.
+    ///
+    /// # Errors
+    /// Where an object or a manifest cannot be read: then nothing can be said.
+    fn unnamed_objects(&self, objects: &Objects) -> Result<BTreeMap<ObjectId, u64>> {
+        let mut unnamed = BTreeMap::new();
+        objects.list(&mut |id, stat| {
+            unnamed.insert(id, stat.allocated);
+            Ok(())
+        })?;
+        self.without_named(unnamed)
+    }
+
+    fn without_named(&self, mut objects: BTreeMap<ObjectId, u64>) -> Result<BTreeMap<ObjectId, u64>> {
+        for id in layer::list(&self.root)? {
+            if objects.is_empty() {
+                break;
+            }
+            self.objects_of(&self.root.layer_dir(&id), &mut |object| {
+                objects.remove(&object);
+            })?;
+        }
+        Ok(objects)
+    }
+
+    /// Returns what [`Engine::free_objects`] would free now.
+    ///
+    /// # Errors
+    /// Where an object or a manifest cannot be read.
+    pub fn unused_objects(&self) -> Result<ObjectCount> {
+        Ok(count(&self.unnamed_objects(&Objects::open(&self.root)?)?))
+    }
+
+    /// Removes all objects that no manifest names, unless somebody is storing some.
+    ///
+    /// # Errors
+    /// Where an object or a manifest cannot be read; nothing is removed then.
+    pub fn free_objects(&self) -> Result<ObjectCount> {
+        let Some(_lock) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? else {
+            return Ok(ObjectCount::default());
+        };
+        let objects = Objects::open(&self.root)?;
+        let unnamed = self.unnamed_objects(&objects)?;
+        remove(&objects, &unnamed)
+    }
+
+    /// Removes those among the objects of layers that went, and only those, that no other manifest names. What cannot
+    /// be removed now, `gc` finds.
+    ///
+    /// # Errors
+    /// As [`Engine::free_objects`].
+    pub fn free_objects_among(&self, candidates: Vec<ObjectId>) -> Result<ObjectCount> {
+        if candidates.is_empty() {
+            return Ok(ObjectCount::default());
+        }
+        let Some(_lock) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? else {
+            return Ok(ObjectCount::default());
+        };
+        let objects = Objects::open(&self.root)?;
+        let mut sizes = BTreeMap::new();
+        for (id, _) in self.without_named(candidates.into_iter().map(|id| (id, 0)).collect())? {
+            if let Some(stat) = objects.stat(&id)? {
+                sizes.insert(id, stat.allocated);
+            }
+        }
+        remove(&objects, &sizes)
+    }
+
+    /// Gives the objects of layers whose trees are gone the metadata of objects, unless a command wants to go on.
+    ///
+    /// # Errors
+    /// Where a manifest or an object cannot be read or changed.
+    pub fn finish_objects(&self, layers: &[LayerId]) -> Result<()> {
+        for id in layers {
+            let objects = Objects::open(&self.root)?;
+            let mut names = Vec::new();
+            self.objects_of(&self.root.layer_dir(id), &mut |object| names.push(object))?;
+            for object in names {
+                if self.root.must_yield() {
+                    return Ok(());
+                }
+                // It is only tidier so: nobody but root comes near an object.
+                if objects.exists(&object)? {
+                    objects.finish(&object)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(objects: &BTreeMap<ObjectId, u64>) -> ObjectCount {
+    ObjectCount {
+        count: u64::try_from(objects.len()).unwrap_or(u64::MAX),
+        bytes: objects.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+    }
+}
+
+fn remove(objects: &Objects, unnamed: &BTreeMap<ObjectId, u64>) -> Result<ObjectCount> {
+    for id in unnamed.keys() {
+        objects.remove(id)?;
+    }
+    Ok(count(unnamed))
+}
