@@ -86,9 +86,10 @@ fn a_damaged_record_store_is_kept_aside_and_a_whole_one_is_left_alone() -> Resul
 fn a_generation_saved_after_the_last_copy_is_found_by_its_layer() -> Result<()> {
     let stage = Stage::new()?;
     stage.ok(&["create", "web", "--image", "box"])?;
-    stage.sh_ok("web", "echo 1 >/root/number")?;
-    stage.sh_ok("web", "echo 2 >/root/number")?;
-    stage.quiet()?;
+    for number in 1..=2 {
+        stage.sh_ok("web", &format!("echo {number} >/root/number"))?;
+        stage.quiet()?;
+    }
     // As if the machine had died between the second exit and the copy of its record.
     let newest = stage.generation("web", 2)?;
     let layer = texts(&newest, "/layers")?.first().cloned().unwrap_or_default();

@@ -75,6 +75,7 @@ impl Engine {
     /// # Errors
     /// Where a step fails; everything is then still as valid as before it.
     pub fn settle(&self, id: &ContainerId) -> Result<()> {
+        self.keep_container_copies();
         // Space when the last generation was evicted for its bytes: where that freed nothing, more would not either.
         let mut bytes_before = u64::MAX;
         let mut yields = 0;
