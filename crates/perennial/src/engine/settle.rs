@@ -13,7 +13,7 @@ use super::{Engine, random};
 use crate::clock;
 use crate::failure::Result;
 use perennial_core::container::Container;
-use perennial_core::generations::{Generation, Queue};
+use perennial_core::generations::{Generation, Queue, SealPolicy};
 use perennial_core::id::{ContainerId, LayerId};
 use perennial_core::layers::{DEPTH_MAX, Fold, Form, LayerKind, LayerRecord, plan_fold, plan_merge, unused};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
@@ -76,6 +76,16 @@ impl Engine {
     /// Where a step fails; everything is then still as valid as before it.
     pub fn settle(&self, id: &ContainerId) -> Result<()> {
         self.keep_container_copies();
+        let settled = self.settle_all(id);
+        // Whatever stood in the way of a step, what is in the trash is only space.
+        let dropped = self.drop_sealed_trees();
+        self.keep_container_copies();
+        self.empty_trash();
+        settled?;
+        self.finish_objects(&dropped?)
+    }
+
+    fn settle_all(&self, id: &ContainerId) -> Result<()> {
         // Space when the last generation was evicted for its bytes: where that freed nothing, more would not either.
         let mut bytes_before = u64::MAX;
         let mut yields = 0;
@@ -91,10 +101,7 @@ impl Engine {
                 }
             }
         }
-        self.keep_container_copies();
-        let dropped = self.drop_sealed_trees()?;
-        self.empty_trash();
-        self.finish_objects(&dropped)
+        Ok(())
     }
 
     /// Seals one layer, without the container's lock: a start goes on beside it.
@@ -393,6 +400,11 @@ impl Engine {
             sizes.push((id.clone(), self.layer(id)?.map_or(0, |record| record.value.entries)));
         }
         let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(Step::Nothing) };
+        let is_auto = doc.value.policy.seal == SealPolicy::Auto;
+        if is_auto && self.states(&current.layers)?.iter().any(|layer| layer.unresolved) && self.can_seal().is_ok() {
+            // Sealed next, and merged after that.
+            return Ok(Step::Nothing);
+        }
         // A fold for another container that shares layers must not move entries while they are read.
         for id in &current.layers {
             let Some(lock) = self.root.lock_layer(id, LockMode::Shared, Wait::Never)? else {
@@ -420,6 +432,24 @@ impl Engine {
         Ok(Step::Did)
     }
 
+    /// Writes layers as one: by hard links where all are directories, else by copies, which are the same objects again
+    /// when the result is sealed.
+    fn write_merged(&self, merged: &[LayerId], below: &[LayerId], target: BorrowedFd<'_>) -> Result<Measure> {
+        let stack: Vec<LayerId> = merged.iter().chain(below).cloned().collect();
+        self.ensure_resolved(&stack)?;
+        let layers = self.open_layers(merged)?;
+        let layers = borrow_all(&layers);
+        let measure = match self.states(merged)?.iter().any(|layer| layer.form != Form::Dir) {
+            true => self.write_out(merged, below, target)?,
+            false => {
+                let below = self.open_layers(below)?;
+                tree::materialize(&layers, &borrow_all(&below), target, Data::Link, &mut |_| {})?
+            }
+        };
+        protect_like(&layers, target)?;
+        Ok(measure)
+    }
+
     /// Makes the layer that several become, without anything naming it.
     fn make_merged(
         &self,
@@ -432,11 +462,8 @@ impl Engine {
         let below: Vec<LayerId> = rest.iter().chain(&image.layers).cloned().collect();
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
-        let (layers, below) = (self.open_layers(merged)?, self.open_layers(&below)?);
         let target = tree::open_tree(&staging)?;
-        let measure =
-            tree::materialize(&borrow_all(&layers), &borrow_all(&below), target.as_fd(), Data::Link, &mut |_| {})?;
-        protect_like(&borrow_all(&layers), target.as_fd())?;
+        let measure = self.write_merged(merged, &below, target.as_fd())?;
         let origin = LayerOrigin::Merged { of: merged.to_vec() };
         let (bytes, entries) = (measure.bytes, measure.entries);
         let created_at = self.now();
