@@ -10,6 +10,11 @@
 //! resolves against the layers below. What it can hold is whiteouts, opaque directories and entries.
 //!
 //! - [`object`]: names of objects. [`entry`]: what a tree is made of.
+//! - [`pack`]: objects of older generations, compressed together; [`chunk`]: where contents are
+//!   cut for it; [`repack`]: when a pack is written anew.
 
+pub mod chunk;
 pub mod entry;
 pub mod object;
+pub mod pack;
+pub mod repack;
