@@ -16,12 +16,14 @@
 //!
 //! - [`root`]: the directory itself, its locks, and files that appear whole.
 //! - [`records`]: the record store behind one small trait.
+//! - [`cold`]: packs of older generations' objects.
 //! - [`layer`]: layer directories: publish, describe, discard.
 //! - [`tree`]: trees of files, as overlayfs writes them: walk, measure, materialise, fold, compare.
 //!
 //! What this crate does not know: containers' lives (that is `perennial-core`) and mounting (`perennial-runtime`).
 
 pub mod atomic;
+pub mod cold;
 pub mod layer;
 pub mod records;
 pub mod root;

@@ -37,8 +37,6 @@ const SKIPPABLE: [u8; 4] = 0x184d_2a5c_u32.to_le_bytes();
 pub const MAGIC: [u8; 8] = *b"\x89Pack\r\n\x00";
 /// Length of a checksum: the first half of a BLAKE3.
 const CHECK_BYTES: usize = 16;
-/// Bytes of an id in the index: enough to tell chunks apart in practice; the frame has the whole id.
-const PREFIX_BYTES: usize = 8;
 /// Features a reader must understand; none so far.
 const KNOWN_FLAGS: u16 = 0;
 
@@ -150,8 +148,8 @@ pub struct FrameAt {
 /// Where a chunk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChunkAt {
-    /// The first eight bytes of its id, as a big-endian number.
-    pub prefix: u64,
+    /// Its id.
+    pub id: ObjectId,
     /// Number of the frame.
     pub frame: u32,
     /// Number of the chunk in the frame.
@@ -226,12 +224,6 @@ pub enum PackError {
     /// More than a section can hold.
     #[error("the section would be too long")]
     TooLong,
-}
-
-/// Returns the prefix that stands for an id in an index.
-#[must_use]
-pub fn prefix(id: &ObjectId) -> u64 {
-    id.as_bytes().iter().take(PREFIX_BYTES).fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
 /// Returns the place of the first magic of a section in `bytes`, counted to the beginning of the section.
@@ -413,7 +405,7 @@ impl Index {
         }
         bytes.extend(count(self.chunks.len())?.to_le_bytes());
         for chunk in &self.chunks {
-            bytes.extend(chunk.prefix.to_le_bytes());
+            bytes.extend(chunk.id.as_bytes());
             bytes.extend(chunk.frame.to_le_bytes());
             bytes.extend(chunk.slot.to_le_bytes());
         }
@@ -430,8 +422,9 @@ impl Index {
         let frames = body.list(16, |body| {
             Ok(FrameAt { offset: body.u64()?, section_bytes: body.u32()?, payload_bytes: body.u32()? })
         })?;
-        let chunks =
-            body.list(16, |body| Ok(ChunkAt { prefix: body.u64()?, frame: body.u32()?, slot: body.u32()? }))?;
+        let chunks = body.list(OBJECT_ID_BYTES + 8, |body| {
+            Ok(ChunkAt { id: ObjectId::new(body.array()?), frame: body.u32()?, slot: body.u32()? })
+        })?;
         let recipes = body.list(OBJECT_ID_BYTES + 12, |body| {
             Ok(RecipeAt { object: ObjectId::new(body.array()?), offset: body.u64()?, bytes: body.u32()? })
         })?;
