@@ -17,6 +17,7 @@
 //!
 //! - [`root`]: the directory itself, its locks, and files that appear whole.
 //! - [`records`]: the record store behind one small trait.
+//! - [`cold`]: packs of older generations' objects.
 //! - [`layer`]: layer directories: publish, describe, discard.
 //! - [`objects`]: contents of files, named by what is in them; [`sealed`]: layers made of them.
 //! - [`tree`]: trees of files, as overlayfs writes them: walk, measure, materialise, fold, compare.
@@ -24,6 +25,7 @@
 //! What this crate does not know: containers' lives (that is `perennial-core`) and mounting (`perennial-runtime`).
 
 pub mod atomic;
+pub mod cold;
 pub mod layer;
 pub mod objects;
 pub mod records;

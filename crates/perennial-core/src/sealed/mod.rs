@@ -11,11 +11,17 @@
 //!
 //! - [`object`]: names of objects. [`entry`]: what a tree is made of; [`canonical`]: in which order.
 //! - [`manifest`]: the bytes of a tree. [`erofs`]: the same tree as the kernel reads it. [`io`]: where bytes go to.
+//! - [`order`]: which layers are sealed next.
+//! - [`pack`]: objects of older generations, compressed together; [`chunk`]: where contents are
+//!   cut for it; [`repack`]: when a pack is written anew.
 
 pub mod canonical;
+pub mod chunk;
 pub mod entry;
 pub mod erofs;
 pub mod io;
 pub mod manifest;
 pub mod object;
 pub mod order;
+pub mod pack;
+pub mod repack;

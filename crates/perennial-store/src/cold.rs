@@ -1,0 +1,277 @@
+//! Packs: where the objects of older generations go, cut into chunks and compressed together.
+//!
+//! ```text
+//!   objects/<secret>/ab/cdef…  ──archive──▶  packs/<blake3 of the file>.pack  ──thaw──▶  objects/<secret>/ab/cdef…
+//! ```
+//!
+//! - A pack appears whole: written under another name, synced, renamed. It is named by what is in it and never changed.
+//! - [`Packer::archive`] tells of an object that it is safe only after it was read back from packs that are durable.
+//!   Removing the object itself is the caller's.
+//! - What a crash leaves is packs that nothing needs yet, which the next archiving uses.
+//! - Damage to a frame costs the chunks in it, damage to an index costs a scan of the pack.
+//! - One process writes at a time ([`Packer`] holds a lock); reading ([`Cold`]) never waits.
+//!
+//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`Objects`]).
+
+mod archive;
+mod content;
+mod index;
+mod read;
+mod repack;
+mod verify;
+mod write;
+
+pub use archive::{Archived, Refusal, Request};
+pub use repack::Repacked;
+pub use verify::{PackReport, Unreadable};
+
+use crate::atomic;
+use crate::root::{Root, Wait};
+use index::Places;
+use perennial_core::sealed::object::ObjectId;
+use perennial_core::sealed::pack::{PackError, Part};
+use read::Reader;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
+use std::path::{Path, PathBuf};
+
+/// Directory of packs in a root.
+const DIRECTORY: &str = "packs";
+/// End of a pack's name.
+const EXTENSION: &str = "pack";
+/// Permissions of a thawed object.
+const OBJECT_MODE: u32 = 0o400;
+/// Times a reader looks again for a pack that was rewritten meanwhile: rewriting takes far longer than looking.
+const LOOKS_MAX: u32 = 8;
+/// Zeros to hash, at once.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Where objects are kept when they are not in packs.
+pub trait Objects {
+    /// Opens an object for reading.
+    ///
+    /// # Errors
+    /// The system's, `NotFound` where there is no such object.
+    fn open(&self, id: &ObjectId) -> std::io::Result<File>;
+
+    /// Makes an object of a file without a name, whose content was checked; one that is there already is no error.
+    ///
+    /// # Errors
+    /// The system's.
+    fn adopt(&self, id: &ObjectId, content: &File) -> std::io::Result<()>;
+}
+
+/// Why packs cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ColdError {
+    /// A system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A pack cannot be read at all, such as one of a newer release.
+    #[error("{}", path.display())]
+    Pack {
+        /// The pack.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: PackError,
+    },
+    /// No pack has the object.
+    #[error("object {object} is in no pack")]
+    Unknown {
+        /// The object.
+        object: ObjectId,
+    },
+    /// A part of the object cannot be read from any pack.
+    #[error("object {object} is damaged: chunk {chunk} cannot be read from any pack")]
+    Damaged {
+        /// The object.
+        object: ObjectId,
+        /// The chunk, or the object itself where its recipe is damaged or its parts do not make it.
+        chunk: ObjectId,
+    },
+    /// Something is too large for the format, which what this release writes never is.
+    #[error("cannot encode a part of a pack")]
+    Encode(#[source] PackError),
+}
+
+impl ColdError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_path_buf(), source }
+    }
+}
+
+/// The packs of a root, for reading.
+#[derive(Debug)]
+pub struct Cold {
+    path: PathBuf,
+    staging: PathBuf,
+    places: Places,
+    reader: Reader,
+}
+
+/// The packs of a root, for writing: there is one at a time.
+#[derive(Debug)]
+pub struct Packer {
+    cold: Cold,
+    _lock: OwnedFd,
+}
+
+/// A stretch of an object that is being read.
+enum Piece<'a> {
+    Bytes(&'a [u8]),
+    Zeros(u64),
+}
+
+impl Cold {
+    /// Reads the indexes of all packs; of a damaged one, what can be found by reading all of it.
+    ///
+    /// # Errors
+    /// [`ColdError::Io`], [`ColdError::Pack`] for one of a newer release.
+    pub fn open(root: &Root) -> Result<Self, ColdError> {
+        let path = root.path().join(DIRECTORY);
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => atomic::sync_directory(root.path()).map_err(ColdError::io("sync", root.path()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(ColdError::io("create", &path)(error)),
+        }
+        let places = Places::load(&path)?;
+        let reader = Reader::new(path.clone());
+        Ok(Self { path, staging: root.path().join("staging"), places, reader })
+    }
+
+    /// Returns the packs with their lengths in bytes.
+    #[must_use]
+    pub fn packs(&self) -> Vec<(ObjectId, u64)> {
+        self.places.packs().map(|(_, pack)| (pack.id, pack.bytes)).collect()
+    }
+
+    /// Returns the packs whose index was damaged, so that they had to be scanned: writing them anew mends that.
+    #[must_use]
+    pub fn scanned(&self) -> Vec<ObjectId> {
+        self.places.packs().filter(|(_, pack)| pack.scanned).map(|(_, pack)| pack.id).collect()
+    }
+
+    /// Returns whether packs have the object, judged by their indexes.
+    ///
+    /// # Errors
+    /// [`ColdError`] where what the indexes point at cannot be read.
+    pub fn contains(&mut self, object: &ObjectId) -> Result<bool, ColdError> {
+        Ok(self.places.recipes(object).next().is_some() || self.has_chunk(object)?)
+    }
+
+    /// Reads an object back from packs and compares it with its name.
+    ///
+    /// # Errors
+    /// [`ColdError::Unknown`], [`ColdError::Damaged`], [`ColdError::Io`].
+    pub fn check(&mut self, object: &ObjectId) -> Result<(), ColdError> {
+        self.rebuild(object, &mut |_| Ok(()))
+    }
+
+    /// Puts an object back among the others: rebuilt in a file without a name, compared with its name, then adopted.
+    /// It is durable when the caller has synced the file system.
+    ///
+    /// # Errors
+    /// [`ColdError`]; nothing has then changed.
+    pub fn thaw(&mut self, object: &ObjectId, objects: &impl Objects) -> Result<(), ColdError> {
+        let staging = self.staging.clone();
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(OBJECT_MODE);
+        let file = rustix::fs::open(&staging, flags, mode).map_err(|errno| errno.into());
+        let file = File::from(file.map_err(ColdError::io("make a file in", &staging))?);
+        let failed = |error| ColdError::io("write a file in", &staging)(error);
+        let mut at = 0_u64;
+        self.rebuild(object, &mut |piece| match piece {
+            Piece::Bytes(bytes) => {
+                file.write_all_at(bytes, at).map_err(failed)?;
+                at = at.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                Ok(())
+            }
+            Piece::Zeros(bytes) => {
+                at = at.saturating_add(bytes);
+                Ok(())
+            }
+        })?;
+        file.set_len(at).map_err(failed)?;
+        objects.adopt(object, &file).map_err(ColdError::io("adopt a file of", &staging))
+    }
+
+    /// Hands the stretches of an object to `sink`; it is the object only where no error is returned.
+    fn rebuild(
+        &mut self,
+        object: &ObjectId,
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
+    ) -> Result<(), ColdError> {
+        let parts = self.parts(object)?;
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            match part {
+                Part::Zeros(bytes) => {
+                    hash_zeros(&mut hasher, bytes);
+                    sink(Piece::Zeros(bytes))?;
+                }
+                Part::Chunk(chunk) => {
+                    let content = self.chunk(&chunk.id)?;
+                    let content = content.ok_or(ColdError::Damaged { object: *object, chunk: chunk.id })?;
+                    hasher.update(&content);
+                    sink(Piece::Bytes(&content))?;
+                }
+            }
+        }
+        if ObjectId::new(*hasher.finalize().as_bytes()) == *object {
+            Ok(())
+        } else {
+            Err(ColdError::Damaged { object: *object, chunk: *object })
+        }
+    }
+}
+
+impl Packer {
+    /// Reads the indexes of all packs for writing; `None` where another process writes and `wait` says not to wait.
+    ///
+    /// # Errors
+    /// As [`Cold::open`].
+    pub fn open(root: &Root, wait: Wait) -> Result<Option<Self>, ColdError> {
+        drop(Cold::open(root)?);
+        let path = root.path().join(DIRECTORY);
+        let lock = atomic::open_directory(&path).map_err(ColdError::io("open", &path))?;
+        let operation = match wait {
+            Wait::Forever => FlockOperation::LockExclusive,
+            Wait::Never => FlockOperation::NonBlockingLockExclusive,
+        };
+        match rustix::fs::flock(lock.as_fd(), operation) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(ColdError::io("lock", &path)(errno.into())),
+        }
+        // Another may have written until now.
+        Ok(Some(Self { cold: Cold::open(root)?, _lock: lock }))
+    }
+
+    /// Returns the packs for reading.
+    pub const fn cold(&mut self) -> &mut Cold {
+        &mut self.cold
+    }
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, bytes: u64) {
+    let mut left = bytes;
+    while left > 0 {
+        let some = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROS.len());
+        let written = hasher.write(ZEROS.get(..some).unwrap_or_default()).unwrap_or(0);
+        left = left.saturating_sub(u64::try_from(written).unwrap_or(u64::MAX));
+    }
+}
+
+fn pack_path(directory: &Path, pack: &ObjectId) -> PathBuf {
+    directory.join(format!("{pack}.{EXTENSION}"))
+}

@@ -1,0 +1,244 @@
+//! Chunks and recipes out of packs, with the frames last used kept at hand.
+
+use super::index::{ChunkPlace, Places, RecipePlace};
+use super::{Cold, ColdError, LOOKS_MAX, pack_path};
+use perennial_core::sealed::object::ObjectId;
+use perennial_core::sealed::pack::{Check, Chunk, Frame, FrameAt, Part, Recipe, Section};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Decompressed frames kept: what is read is in the order in which it was written, in few frames at a time.
+const FRAMES_KEPT: usize = 4;
+/// Tables of frames kept, at most 150 kB each where all files are small.
+const TABLES_KEPT: usize = 64;
+
+type FrameKey = (ObjectId, u64);
+
+/// Reads frames.
+#[derive(Debug)]
+pub(super) struct Reader {
+    directory: PathBuf,
+    file: Option<(ObjectId, File)>,
+    tables: VecDeque<(FrameKey, Rc<Frame>)>,
+    contents: VecDeque<(FrameKey, Rc<Loaded>)>,
+}
+
+/// A decompressed frame.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) frame: Rc<Frame>,
+    content: Vec<u8>,
+}
+
+impl Loaded {
+    /// Returns a chunk, where it is what its id says.
+    pub(super) fn chunk(&self, slot: u32) -> Option<(Chunk, &[u8])> {
+        let slot = usize::try_from(slot).ok()?;
+        let chunk = self.frame.chunks.get(slot)?;
+        let before: u64 = self.frame.chunks.iter().take(slot).map(|chunk| u64::from(chunk.bytes)).sum();
+        let start = usize::try_from(before).ok()?;
+        let end = start.checked_add(usize::try_from(chunk.bytes).ok()?)?;
+        let content = self.content.get(start..end)?;
+        (ObjectId::of(content) == chunk.id).then_some((*chunk, content))
+    }
+}
+
+/// Why something cannot be read.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// It is not what was written.
+    Damaged,
+    /// The pack is no longer there.
+    Gone,
+    /// The system says no.
+    Failed(ColdError),
+}
+
+impl Reader {
+    pub(super) const fn new(directory: PathBuf) -> Self {
+        Self { directory, file: None, tables: VecDeque::new(), contents: VecDeque::new() }
+    }
+
+    fn read(&mut self, pack: ObjectId, offset: u64, length: u32) -> Result<Vec<u8>, Unread> {
+        let path = pack_path(&self.directory, &pack);
+        if self.file.as_ref().is_none_or(|(open, _)| *open != pack) {
+            let file = File::open(&path).map_err(|error| {
+                let gone = error.kind() == std::io::ErrorKind::NotFound;
+                if gone { Unread::Gone } else { Unread::Failed(ColdError::io("open", &path)(error)) }
+            })?;
+            self.file = Some((pack, file));
+        }
+        let Some((_, file)) = &self.file else { return Err(Unread::Gone) };
+        let length = usize::try_from(length).map_err(|_| Unread::Damaged)?;
+        let room = file.metadata().map_err(|error| Unread::Failed(ColdError::io("examine", &path)(error)))?.len();
+        if offset.saturating_add(u64::try_from(length).unwrap_or(u64::MAX)) > room {
+            return Err(Unread::Damaged);
+        }
+        let mut bytes = vec![0; length];
+        match file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(bytes),
+            // A sector that cannot be read is damage like any other.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Err(Unread::Damaged),
+            Err(error) => Err(Unread::Failed(ColdError::io("read", &path)(error))),
+        }
+    }
+
+    /// Reads what is in a frame, without its payload.
+    pub(super) fn table(&mut self, pack: ObjectId, at: FrameAt) -> Result<Rc<Frame>, Unread> {
+        let key = (pack, at.offset);
+        if let Some(found) = self.tables.iter().position(|(other, _)| *other == key)
+            && let Some(entry) = self.tables.remove(found)
+        {
+            let frame = Rc::clone(&entry.1);
+            self.tables.push_front(entry);
+            return Ok(frame);
+        }
+        let bytes = self.read(pack, at.offset, at.section_bytes)?;
+        match Section::decode(&bytes) {
+            Ok(Section::Frame(frame)) if frame.payload_bytes == at.payload_bytes => {
+                let frame = Rc::new(frame);
+                self.tables.truncate(TABLES_KEPT.saturating_sub(1));
+                self.tables.push_front((key, Rc::clone(&frame)));
+                Ok(frame)
+            }
+            _ => Err(Unread::Damaged),
+        }
+    }
+
+    /// Reads and decompresses a frame.
+    pub(super) fn frame(&mut self, pack: ObjectId, at: FrameAt) -> Result<Rc<Loaded>, Unread> {
+        let key = (pack, at.offset);
+        if let Some(found) = self.contents.iter().position(|(other, _)| *other == key)
+            && let Some(entry) = self.contents.remove(found)
+        {
+            let loaded = Rc::clone(&entry.1);
+            self.contents.push_front(entry);
+            return Ok(loaded);
+        }
+        let frame = self.table(pack, at)?;
+        let payload = self.read(pack, at.offset.saturating_add(at.section_bytes.into()), at.payload_bytes)?;
+        let room = usize::try_from(frame.content_bytes()).map_err(|_| Unread::Damaged)?;
+        if Check::of(&payload) != frame.payload_check {
+            return Err(Unread::Damaged);
+        }
+        let content = zstd::bulk::decompress(&payload, room).map_err(|_| Unread::Damaged)?;
+        if content.len() != room {
+            return Err(Unread::Damaged);
+        }
+        let loaded = Rc::new(Loaded { frame, content });
+        self.contents.truncate(FRAMES_KEPT.saturating_sub(1));
+        self.contents.push_front((key, Rc::clone(&loaded)));
+        Ok(loaded)
+    }
+
+    /// Reads a recipe.
+    pub(super) fn recipe(&mut self, pack: ObjectId, place: &RecipePlace) -> Result<Recipe, Unread> {
+        let bytes = self.read(pack, place.offset, place.bytes)?;
+        match Section::decode(&bytes) {
+            Ok(Section::Recipe(recipe)) if recipe.object == place.object => Ok(recipe),
+            _ => Err(Unread::Damaged),
+        }
+    }
+
+    /// Drops what is kept of packs, so that it is read again from the disk.
+    pub(super) fn forget(&mut self) {
+        self.file = None;
+        self.tables.clear();
+        self.contents.clear();
+    }
+}
+
+impl Cold {
+    /// Returns whether a chunk is in a pack, judged by the table of its frame.
+    pub(super) fn has_chunk(&mut self, id: &ObjectId) -> Result<bool, ColdError> {
+        Ok(self.find_chunk(id)?.is_some())
+    }
+
+    /// Returns the first place that has a chunk, judged by the table of its frame.
+    pub(super) fn find_chunk(&mut self, id: &ObjectId) -> Result<Option<ChunkPlace>, ColdError> {
+        self.again(|places, reader| {
+            for place in places.chunks(id) {
+                let Some((pack, at)) = places.frame(&place) else { continue };
+                match reader.table(pack, at) {
+                    Ok(frame) if slot_is(&frame, &place, id) => return Ok(Some(place)),
+                    Ok(_) | Err(Unread::Damaged) => {}
+                    Err(error @ (Unread::Gone | Unread::Failed(_))) => return Err(error),
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Returns a chunk's content from the first place that still has it.
+    pub(super) fn chunk(&mut self, id: &ObjectId) -> Result<Option<Vec<u8>>, ColdError> {
+        self.again(|places, reader| {
+            for place in places.chunks(id) {
+                let Some((pack, at)) = places.frame(&place) else { continue };
+                match reader.frame(pack, at) {
+                    Ok(loaded) => match loaded.chunk(place.slot) {
+                        Some((chunk, content)) if chunk.id == *id => return Ok(Some(content.to_vec())),
+                        Some(_) | None => {}
+                    },
+                    Err(Unread::Damaged) => {}
+                    Err(error @ (Unread::Gone | Unread::Failed(_))) => return Err(error),
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Returns what an object is made of.
+    pub(super) fn parts(&mut self, object: &ObjectId) -> Result<Vec<Part>, ColdError> {
+        let known = self.places.recipes(object).next().is_some();
+        if let Some(recipe) = self.recipe(object)? {
+            return Ok(recipe.parts);
+        }
+        match self.find_chunk(object)? {
+            // Its length is not asked for.
+            Some(_) => Ok(vec![Part::Chunk(Chunk { id: *object, bytes: 0 })]),
+            None if known => Err(ColdError::Damaged { object: *object, chunk: *object }),
+            None if self.places.chunks(object).next().is_some() => {
+                Err(ColdError::Damaged { object: *object, chunk: *object })
+            }
+            None => Err(ColdError::Unknown { object: *object }),
+        }
+    }
+
+    /// Returns the first recipe of an object that can be read.
+    pub(super) fn recipe(&mut self, object: &ObjectId) -> Result<Option<Recipe>, ColdError> {
+        self.again(|places, reader| {
+            for place in places.recipes(object) {
+                let Some(pack) = places.pack(place.pack) else { continue };
+                match reader.recipe(pack.id, &place) {
+                    Ok(recipe) => return Ok(Some(recipe)),
+                    Err(Unread::Damaged) => {}
+                    Err(error @ (Unread::Gone | Unread::Failed(_))) => return Err(error),
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Does something that reads packs, once more with fresh indexes where a pack was rewritten meanwhile.
+    fn again<T>(&mut self, mut action: impl FnMut(&Places, &mut Reader) -> Result<T, Unread>) -> Result<T, ColdError> {
+        for _ in 0..LOOKS_MAX {
+            match action(&self.places, &mut self.reader) {
+                Ok(value) => return Ok(value),
+                Err(Unread::Failed(error)) => return Err(error),
+                Err(Unread::Gone | Unread::Damaged) => {
+                    self.places = Places::load(&self.path)?;
+                    self.reader.forget();
+                }
+            }
+        }
+        let error = std::io::Error::from(std::io::ErrorKind::NotFound);
+        Err(ColdError::io("find the packs listed in", &self.path)(error))
+    }
+}
+
+fn slot_is(frame: &Frame, place: &ChunkPlace, id: &ObjectId) -> bool {
+    usize::try_from(place.slot).ok().and_then(|slot| frame.chunks.get(slot)).is_some_and(|chunk| chunk.id == *id)
+}
