@@ -14,7 +14,7 @@
 //! - [`format`]: the bytes of records that outlive a process.
 //! - [`check`]: invariants over all of the above; [`host`]: what the machine lacks.
 //! - [`collect`]: what nothing needs any more; [`usage`]: what takes space; [`rebase`]: where two changes meet;
-//!   [`rebuild`]: records made again from the layers.
+//!   [`rebuild`]: records made again from the layers; [`verify`]: what damage means for generations.
 #![no_std]
 extern crate alloc;
 
@@ -36,3 +36,4 @@ pub mod spec;
 pub mod time;
 pub mod tree;
 pub mod usage;
+pub mod verify;

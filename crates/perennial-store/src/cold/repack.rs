@@ -98,8 +98,8 @@ impl Packer {
         let bytes = self.cold.packs().into_iter().find(|(id, _)| id == pack).map_or(0, |(_, bytes)| bytes);
         layer::discard(root, &path, &format!("pack-{pack}")).map_err(|error| match error {
             LayerError::Io { action, path, source } => ColdError::Io { action, path, source },
-            LayerError::Format { path, .. } => {
-                ColdError::Io { action: "discard", path, source: std::io::ErrorKind::InvalidData.into() }
+            error @ (LayerError::Format { .. } | LayerError::Tree(_) | LayerError::Image { .. }) => {
+                ColdError::Io { action: "discard", path: path.clone(), source: std::io::Error::other(error) }
             }
         })?;
         self.cold.places.remove(pack);

@@ -55,6 +55,27 @@ impl ReadAt for DiskFile {
     }
 }
 
+/// Compares what would be written with what is there.
+#[derive(Debug)]
+struct Same {
+    file: DiskFile,
+    buffer: Vec<u8>,
+    differs: bool,
+}
+
+impl Sink for Same {
+    type Error = std::io::Error;
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.buffer.resize(bytes.len(), 0);
+        match self.file.0.read_exact(&mut self.buffer) {
+            Ok(()) => self.differs |= self.buffer != bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => self.differs = true,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
 /// The open directory of a layer.
 #[derive(Debug)]
 pub struct LayerFiles {
@@ -171,6 +192,26 @@ impl LayerFiles {
             Err(error @ EncodeError::Changed) => {
                 Err(SealError::Manifest { path: self.path.join(temporary), reason: error.to_string() })
             }
+        }
+    }
+
+    /// Returns whether the metadata image is the one that its manifest makes, byte for byte.
+    ///
+    /// # Errors
+    /// [`SealError::Io`], [`SealError::Manifest`] where one of them cannot be read.
+    pub fn image_matches(&self, manifest: ObjectId, secret: &Secret) -> Result<bool, SealError> {
+        let Some(image) = self.read(IMAGE)? else { return Ok(false) };
+        let Ok(layout) = erofs::plan(&mut self.directories(MANIFEST)?) else { return Ok(false) };
+        if image.size().map_err(|error| self.io("look at", IMAGE, error))? != layout.image_bytes() {
+            return Ok(false);
+        }
+        let identity = Identity { secret: secret.for_image(), manifest };
+        let same = Same { file: image, buffer: Vec::new(), differs: false };
+        match erofs::write(&layout, &identity, &mut self.directories(MANIFEST)?, same) {
+            Ok(same) => Ok(!same.differs),
+            Err(EncodeError::Sink(error)) => Err(self.io("read", IMAGE, error)),
+            Err(EncodeError::Source(error)) => Err(self.unreadable(MANIFEST, &error)),
+            Err(EncodeError::Changed) => Ok(false),
         }
     }
 

@@ -85,6 +85,10 @@ pub enum Command {
     Image(ImageCommand),
     /// Check every invariant and the host's abilities, and say what to do
     Doctor(DoctorArgs),
+    /// Compare layers and contents with what their names say, and mark what is damaged
+    Verify(VerifyArgs),
+    /// Read contents again for a while where the last scrub stopped
+    Scrub(ScrubArgs),
     /// Seal layers now: keep each content once, checked by its name
     Seal(SealArgs),
     /// Recover what dead processes left and free what nothing needs
@@ -527,6 +531,31 @@ pub struct RollbackArgs {
     /// Leave a container that was running stopped
     #[arg(long)]
     pub no_start: bool,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Container, or generation as NAME@SEQ; everything where none is given
+    #[arg(value_name = "NAME[@SEQ]")]
+    pub generation: Option<String>,
+    /// Read every content again; without it only lengths are compared
+    #[arg(long)]
+    pub full: bool,
+    /// Most bytes to read in a second, such as 50M
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, requires = "full")]
+    pub rate: Option<u64>,
+}
+
+/// `scrub`.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Most bytes to read in a second, such as 50M
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64M")]
+    pub rate: Option<u64>,
+    /// Seconds after which to stop; to the end where none are given
+    #[arg(long = "for", value_name = "SECONDS")]
+    pub seconds: Option<u64>,
 }
 
 /// `drill`.

@@ -16,6 +16,7 @@
 //! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
 //! - [`diagnose`]: every invariant over what is really there.
 //! - [`rebuild`]: a lost record store made again from the layers.
+//! - [`verify`]: layers and contents compared with their names.
 //! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
@@ -39,6 +40,7 @@ pub mod start;
 pub mod supervise;
 pub mod trees;
 pub mod usage;
+pub mod verify;
 pub mod views;
 
 use crate::clock;

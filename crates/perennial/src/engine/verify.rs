@@ -1,0 +1,315 @@
+//! `verify` and `scrub`: layers and contents are compared with what their names and manifests say.
+//!
+//! What is found is marked: a generation with a damaged layer is not started from, and the nearest intact one is named.
+//! Layers that are not sealed have no checksums; only their being there can be seen.
+
+use super::Engine;
+use crate::clock::{self, Stopwatch};
+use crate::failure::Result;
+use perennial_core::container::Container;
+use perennial_core::generations::Generation;
+use perennial_core::id::{ContainerName, Digest, LayerId};
+use perennial_core::layers::{Form, LayerRecord};
+use perennial_core::sealed::manifest::ObjectTable;
+use perennial_core::sealed::object::ObjectId;
+use perennial_core::verify::{Checked, DamagedGeneration, Depth, Fault, Part, judge};
+use perennial_store::cold::Cold;
+use perennial_store::layer;
+use perennial_store::objects::{Objects, Verdict};
+use perennial_store::records::{RecordStore as _, Transaction, keys};
+use perennial_store::sealed::LayerFiles;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Record of where the last scrub stopped.
+const CURSOR: &str = "scrub/cursor";
+/// How nice a scrub is.
+const NICE_SCRUB: i32 = 19;
+
+/// How fast and how long contents are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// Bytes a second; as fast as possible where there is none.
+    pub bytes_per_s: Option<u64>,
+    /// Longest time; to the end where there is none.
+    pub at_most: Option<Duration>,
+}
+
+/// What was verified, and what was found.
+#[derive(Debug, Clone, Default)]
+pub struct Verified {
+    /// Layers that were looked at.
+    pub layers: BTreeSet<LayerId>,
+    /// Those of them that are not sealed, so that only their being there could be seen.
+    pub unsealed: BTreeSet<LayerId>,
+    /// Contents that were looked at.
+    pub objects: usize,
+    /// Bytes that were read again.
+    pub bytes: u64,
+    /// Whether the end was reached.
+    pub is_complete: bool,
+    /// What is wrong.
+    pub faults: BTreeMap<LayerId, Vec<Fault>>,
+    /// Damaged generations by container.
+    pub damaged: Vec<(ContainerName, Vec<DamagedGeneration>)>,
+}
+
+/// An object with the layers that need it.
+struct Wanted {
+    id: ObjectId,
+    size: u64,
+    layers: Vec<LayerId>,
+}
+
+impl Engine {
+    /// Verifies the layers of some generations of a container, of all of one, or of everything there is.
+    ///
+    /// # Errors
+    /// Where records or directories cannot be read at all; damage is no error but a finding.
+    pub fn verify(&self, of: Option<(&Container, Vec<Generation>)>, depth: Depth, pace: Pace) -> Result<Verified> {
+        let images = self.image_stacks()?;
+        let layers: BTreeSet<LayerId> = match &of {
+            Some((_, generations)) => {
+                let below = |generation: &Generation| images.get(&generation.image).cloned().unwrap_or_default();
+                generations.iter().flat_map(|generation| [generation.layers.clone(), below(generation)].concat()).collect()
+            }
+            None => self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect(),
+        };
+        let _locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
+        let mut found = Verified { layers, is_complete: true, ..Verified::default() };
+        let wanted = self.verify_layers(&mut found)?;
+        self.verify_objects(&wanted, depth, pace, &mut found)?;
+        let depth = if found.is_complete { depth } else { Depth::Existence };
+        self.mark_damage(depth, &images, &mut found)?;
+        Ok(found)
+    }
+
+    /// Reads contents again where the last scrub stopped, for a while, and remembers where it stops.
+    ///
+    /// # Errors
+    /// As [`Engine::verify`].
+    pub fn scrub(&self, pace: Pace) -> Result<Verified> {
+        rustix::process::setpriority_process(None, NICE_SCRUB).ok();
+        let images = self.image_stacks()?;
+        let layers: BTreeSet<LayerId> =
+            self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect();
+        let _locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
+        let mut found = Verified { layers, is_complete: true, ..Verified::default() };
+        let mut wanted = self.verify_layers(&mut found)?;
+        let cursor = self.records.get(CURSOR)?.and_then(|record| {
+            String::from_utf8_lossy(&record.bytes).parse::<ObjectId>().ok()
+        });
+        wanted.retain(|object| cursor.is_none_or(|cursor| object.id > cursor));
+        let last = self.verify_objects(&wanted, Depth::Full, pace, &mut found)?;
+        let transaction = match last.filter(|_| !found.is_complete) {
+            Some(id) => Transaction::new().put(CURSOR, id.to_string().into_bytes()),
+            None => Transaction::new().delete(CURSOR),
+        };
+        self.records.commit(&transaction)?;
+        self.mark_damage(Depth::Existence, &images, &mut found)?;
+        Ok(found)
+    }
+
+    fn is_recorded(&self, id: &LayerId) -> bool {
+        self.layer(id).is_ok_and(|record| record.is_some())
+    }
+
+    fn image_stacks(&self) -> Result<BTreeMap<Digest, Vec<LayerId>>> {
+        Ok(self.images()?.into_iter().map(|doc| (doc.value.digest, doc.value.layers)).collect())
+    }
+
+    /// Verifies what lies in the layers' own directories; returns the contents they name, sorted.
+    fn verify_layers(&self, found: &mut Verified) -> Result<Vec<Wanted>> {
+        let mut wanted: BTreeMap<ObjectId, (u64, Vec<LayerId>)> = BTreeMap::new();
+        for id in found.layers.clone() {
+            let Some(record) = self.layer(&id)? else { continue };
+            let mut fault = |part, problem: String| {
+                found.faults.entry(id.clone()).or_default().push(Fault { layer: id.clone(), part, problem });
+            };
+            if let Err(error) = layer::describe(&self.root, &id) {
+                fault(Part::Description, chain(&error));
+            }
+            match record.value.form {
+                Form::Dir => {
+                    if !layer::has_tree(&self.root, &id) {
+                        fault(Part::Tree, "is not there".to_owned());
+                    }
+                    found.unsealed.insert(id.clone());
+                }
+                Form::Sealed => {
+                    for (object, size) in self.verify_sealed(&record.value, &mut fault) {
+                        wanted.entry(object).or_insert((size, Vec::new())).1.push(id.clone());
+                    }
+                }
+            }
+        }
+        Ok(wanted.into_iter().map(|(id, (size, layers))| Wanted { id, size, layers }).collect())
+    }
+
+    /// Verifies manifest and image of a layer, and returns the objects the manifest names as far as it can be read.
+    fn verify_sealed(&self, record: &LayerRecord, fault: &mut dyn FnMut(Part, String)) -> Vec<(ObjectId, u64)> {
+        let files = match LayerFiles::open(&self.root.layer_dir(&record.id)) {
+            Ok(files) => files,
+            Err(error) => {
+                fault(Part::Manifest, chain(&error));
+                return Vec::new();
+            }
+        };
+        let summary = match files.summary() {
+            Ok(Some(summary)) => summary,
+            Ok(None) => {
+                fault(Part::Manifest, "is not there".to_owned());
+                return Vec::new();
+            }
+            Err(error) => {
+                fault(Part::Manifest, chain(&error));
+                return Vec::new();
+            }
+        };
+        if record.manifest.as_ref().is_some_and(|manifest| manifest.id != summary.id) {
+            fault(Part::Manifest, format!("is {} and not the one that was recorded", summary.id));
+        }
+        match files.image_matches(summary.id, self.root.secret()) {
+            Ok(true) => {}
+            Ok(false) => fault(Part::Image, "is not what the manifest makes".to_owned()),
+            Err(error) => fault(Part::Image, chain(&error)),
+        }
+        let table = files.manifest().ok().flatten().and_then(|file| ObjectTable::open(file).ok());
+        table.iter().flatten().flatten().collect()
+    }
+
+    /// Verifies contents; returns the last one that was looked at.
+    fn verify_objects(
+        &self,
+        wanted: &[Wanted],
+        depth: Depth,
+        pace: Pace,
+        found: &mut Verified,
+    ) -> Result<Option<ObjectId>> {
+        let objects = Objects::open(&self.root)?;
+        let mut cold = Cold::open(&self.root)?;
+        let watch = Stopwatch::start();
+        let verdicts = Mutex::new(Vec::new());
+        let next = AtomicUsize::new(0);
+        let workers = match (depth, pace.bytes_per_s) {
+            (Depth::Full, None) => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            (Depth::Full, Some(_)) | (Depth::Existence, _) => 1,
+        };
+        let is_late = || pace.at_most.is_some_and(|at_most| watch.elapsed() >= at_most);
+        let work = || {
+            let mut read = 0_u64;
+            while !is_late()
+                && let Some(object) = wanted.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                let problem = look(&objects, object, depth);
+                if let Ok(mut verdicts) = verdicts.lock() {
+                    verdicts.push((object, problem));
+                }
+                if depth == Depth::Full {
+                    read = read.saturating_add(object.size);
+                    keep_pace(read, pace, watch);
+                }
+            }
+        };
+        std::thread::scope(|scope| (1..workers).for_each(|_| drop(scope.spawn(work))));
+        work();
+        let mut last = None;
+        let verdicts = verdicts.into_inner().unwrap_or_default();
+        found.is_complete = verdicts.len() == wanted.len();
+        for (object, problem) in verdicts {
+            last = last.max(Some(object.id));
+            found.objects = found.objects.saturating_add(1);
+            if depth == Depth::Full {
+                found.bytes = found.bytes.saturating_add(object.size);
+            }
+            let Some(problem) = problem else { continue };
+            // What lies in a pack instead is whole if it comes out of it whole.
+            if problem == MISSING && is_cold(&mut cold, &object.id, depth) {
+                continue;
+            }
+            for layer in &object.layers {
+                let fault = Fault { layer: layer.clone(), part: Part::Object(object.id), problem: problem.clone() };
+                found.faults.entry(layer.clone()).or_default().push(fault);
+            }
+        }
+        Ok(last)
+    }
+
+    /// Marks generations of all containers, since layers are shared.
+    fn mark_damage(
+        &self,
+        depth: Depth,
+        images: &BTreeMap<Digest, Vec<LayerId>>,
+        found: &mut Verified,
+    ) -> Result<()> {
+        let mut damaged = Vec::new();
+        for doc in self.containers()? {
+            let _lock = self.lock_container_politely(&doc.value.id)?;
+            let Ok(mut doc) = self.container(&doc.value.id) else { continue };
+            let before = doc.value.clone();
+            let checked =
+                Checked { depth, layers: &found.layers, faults: &found.faults, images, at: self.now() };
+            let of_this = judge(&mut doc.value, &checked);
+            if doc.value != before {
+                self.save(&mut doc, None)?;
+            }
+            if !of_this.is_empty() {
+                damaged.push((doc.value.name.clone(), of_this));
+            }
+        }
+        found.damaged = damaged;
+        Ok(())
+    }
+}
+
+/// What is said of an object that is not there.
+const MISSING: &str = "is not there";
+
+fn look(objects: &Objects, object: &Wanted, depth: Depth) -> Option<String> {
+    match objects.stat(&object.id) {
+        Ok(None) => return Some(MISSING.to_owned()),
+        Ok(Some(stat)) if stat.size != object.size => {
+            return Some(format!("has {} bytes instead of {}", stat.size, object.size));
+        }
+        Ok(Some(_)) if depth == Depth::Existence => return None,
+        Ok(Some(_)) => {}
+        Err(error) => return Some(chain(&error)),
+    }
+    match objects.verify(&object.id, &|| false) {
+        Ok(Verdict::Intact) => None,
+        Ok(Verdict::Missing) => Some(MISSING.to_owned()),
+        Ok(Verdict::Damaged { found }) => Some(format!("its content is that of {found}")),
+        Ok(Verdict::Unreadable { errno }) => Some(format!("cannot be read: {errno}")),
+        Err(error) => Some(chain(&error)),
+    }
+}
+
+fn is_cold(cold: &mut Cold, id: &ObjectId, depth: Depth) -> bool {
+    match depth {
+        Depth::Existence => cold.contains(id).unwrap_or(false),
+        Depth::Full => cold.check(id).is_ok(),
+    }
+}
+
+/// Waits until no more was read than the pace allows.
+fn keep_pace(read: u64, pace: Pace, watch: Stopwatch) {
+    let Some(bytes_per_s) = pace.bytes_per_s.filter(|rate| *rate > 0) else { return };
+    let due_ms = read.saturating_mul(1000).checked_div(bytes_per_s).unwrap_or(0);
+    let due = Duration::from_millis(due_ms);
+    let left = pace.at_most.map_or(due, |at_most| due.min(at_most));
+    clock::wait(left.saturating_sub(watch.elapsed()));
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
