@@ -1,4 +1,5 @@
 //! The formats of sealed layers: what is written is what is read, and nothing else is read.
 
+mod erofs;
 mod manifest;
 mod trees;

@@ -49,6 +49,13 @@ pub fn object(content: &[u8], size: u64) -> Node {
     Node::File(Content::Object { id: ObjectId::of(content), size })
 }
 
+/// The least ACL, as the kernel takes it: owner, group, others.
+fn acl(owner: u8) -> Vec<u8> {
+    let entries = [(1, owner), (4, 5), (0x20, 4)];
+    let entries = entries.iter().flat_map(|(tag, may)| [*tag, 0, *may, 0, 255, 255, 255, 255]);
+    [2, 0, 0, 0].into_iter().chain(entries).collect()
+}
+
 /// One of everything.
 pub fn everything() -> Vec<Directory> {
     let inline = |bytes: &[u8]| Node::File(Content::Inline(bytes.to_vec()));
@@ -58,8 +65,8 @@ pub fn everything() -> Vec<Directory> {
         gid: 70_000,
         mtime: Timestamp { seconds: -5_000_000_000, nanoseconds: 999_999_999 },
         xattrs: vec![
-            (b"security.capability".to_vec(), vec![1, 0, 0, 2]),
-            (b"system.posix_acl_access".to_vec(), vec![2, 0, 0, 0]),
+            (b"security.capability".to_vec(), [vec![1, 0, 0, 2], vec![0xff; 16]].concat()),
+            (b"system.posix_acl_access".to_vec(), acl(7)),
             (b"trusted.overlay.overlay.opaque".to_vec(), b"y".to_vec()),
             (b"user.empty".to_vec(), vec![]),
         ],
@@ -146,13 +153,18 @@ fn metadata() -> impl Strategy<Value = Attributes> {
         Just(b"user.a".to_vec()),
         Just(b"user.b".to_vec()),
         Just(b"security.selinux".to_vec()),
-        Just(b"system.posix_acl_default".to_vec()),
         Just(b"trusted.overlay.overlay.x".to_vec()),
     ];
     let values = prop_oneof![4 => vec(any::<u8>(), 0..4), 1 => Just(vec![7; 5000])];
+    let acls = (0_u8..8).prop_map(acl);
     let owners = prop_oneof![Just((0, 0)), any::<(u32, u32)>()];
     let times = (prop_oneof![any::<i64>(), -3_i64..3, Just(1_700_000_000)], 0_u32..1_000_000_000);
-    (0_u32..0o10000, owners, times, btree_map(names, values, 0..3)).prop_map(|(mode, (uid, gid), time, xattrs)| {
+    let xattrs =
+        (btree_map(names, values, 0..3), proptest::option::weighted(0.2, acls)).prop_map(|(mut xattrs, acl)| {
+            xattrs.extend(acl.map(|acl| (b"system.posix_acl_access".to_vec(), acl)));
+            xattrs
+        });
+    (0_u32..0o10000, owners, times, xattrs).prop_map(|(mode, (uid, gid), time, xattrs)| {
         let mtime = Timestamp { seconds: time.0, nanoseconds: time.1 };
         Attributes { mode, uid, gid, mtime, xattrs: xattrs.into_iter().collect() }
     })
@@ -234,7 +246,12 @@ impl Flat {
                 }
                 other => other.clone(),
             };
-            Item::Inode(Inode { attributes: attributes.clone(), node, links })
+            let mut attributes = attributes.clone();
+            if !matches!(node, Node::File(_)) {
+                // Linux has these on files and directories alone.
+                attributes.xattrs.retain(|(name, _)| name.starts_with(b"security.") || name.starts_with(b"trusted."));
+            }
+            Item::Inode(Inode { attributes, node, links })
         };
         match sprout {
             Sprout::Branch(..) => Item::Directory,
