@@ -10,6 +10,8 @@
 //! resolves against the layers below. What it can hold is whiteouts, opaque directories and entries.
 //!
 //! - [`object`]: names of objects. [`entry`]: what a tree is made of.
+//! - [`merge`](mod@merge): several trees as one.
 
 pub mod entry;
+pub mod merge;
 pub mod object;
