@@ -35,7 +35,7 @@ pub(crate) struct Blocks(std::vec::IntoIter<Directory>);
 
 impl Blocks {
     pub(crate) fn new(blocks: &[Directory]) -> Self {
-        Self(blocks.iter().cloned().collect::<Vec<_>>().into_iter())
+        Self(Vec::from(blocks).into_iter())
     }
 }
 
