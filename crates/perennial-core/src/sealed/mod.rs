@@ -9,9 +9,14 @@
 //! A sealed layer stands for itself: it holds no metadata-only copies and no directory redirects, which the sealer
 //! resolves against the layers below. What it can hold is whiteouts, opaque directories and entries.
 //!
-//! - [`object`]: names of objects. [`entry`]: what a tree is made of.
+//! - [`object`]: names of objects. [`entry`]: what a tree is made of; [`canonical`]: in which order.
+//! - [`manifest`]: the bytes of a tree. [`erofs`]: the same tree as the kernel reads it. [`io`]: where bytes go to.
 //! - [`merge`](mod@merge): several trees as one.
 
+pub mod canonical;
 pub mod entry;
+pub mod erofs;
+pub mod io;
+pub mod manifest;
 pub mod merge;
 pub mod object;

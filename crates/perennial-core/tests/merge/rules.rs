@@ -178,5 +178,7 @@ fn trees_that_cannot_be_read_are_named() {
     let mut merge = Merge::complete(vec![Broken(whole.clone())], census());
     assert_eq!(merge.next_directory().map(|found| found.map(|dir| dir.entries.len())), Ok(Some(1)));
     assert_eq!(merge.next_directory().map(|found| found.map(|dir| dir.entries.len())), Ok(Some(2)));
-    assert_eq!(merge.next_directory(), Ok(None), "nothing of the tree is left to be read");
+    // What is torn behind the last directory is found too.
+    let torn = TreesError::Source { tree: 0, source: "torn" };
+    assert_eq!(merge.next_directory(), Err(MergeError::Trees(torn)));
 }

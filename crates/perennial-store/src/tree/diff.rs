@@ -5,7 +5,7 @@
 //! compared.
 
 use super::Attrs;
-use super::attrs::{AttrIo, Target};
+use super::attrs::{AttrIo, Reading, Target};
 use super::copy::{Place, open_file};
 use super::cursor::{Cursor, EntryStat, MoveError, read_names};
 use super::error::{EntryPath, PathTrail, TreeError};
@@ -88,6 +88,7 @@ pub fn diff(a: &Side<'_>, b: &Side<'_>) -> Result<Vec<Change>, TreeError> {
         layers: cursors,
         path: PathTrail::default(),
         changes: Vec::new(),
+        views: AttrIo::new(Reading::Views),
         io,
     };
     differ.run(extent)?;
@@ -145,7 +146,10 @@ struct Differ {
     layers: Vec<Cursor>,
     path: PathTrail,
     changes: Vec<Change>,
+    /// Reads layers.
     io: AttrIo,
+    /// Reads the views.
+    views: AttrIo,
 }
 
 impl Differ {
@@ -195,7 +199,7 @@ impl Differ {
             Seen::Both => {
                 let path = || self.path.here();
                 let (a, b) =
-                    (read_open(&mut self.io, self.a.fd(), &path)?, read_open(&mut self.io, self.b.fd(), &path)?);
+                    (read_open(&mut self.views, self.a.fd(), &path)?, read_open(&mut self.views, self.b.fd(), &path)?);
                 metadata(a, &b)
             }
             Seen::OnlyA | Seen::OnlyB => Metadata::Same,
@@ -288,8 +292,8 @@ impl Differ {
         let path = || self.path.join(name);
         let places = (Place { dir: self.a.fd(), name }, Place { dir: self.b.fd(), name });
         let content = differs(places, a, b).map_err(|errno| TreeError::system("compare", path(), errno))?;
-        let of_a = read_named(&mut self.io, places.0, a, &path)?;
-        let of_b = read_named(&mut self.io, places.1, b, &path)?;
+        let of_a = read_named(&mut self.views, places.0, a, &path)?;
+        let of_b = read_named(&mut self.views, places.1, b, &path)?;
         let metadata = metadata(of_a, &of_b) != Metadata::Same;
         if content || metadata {
             self.note(self.path.join(name), ChangeKind::Modified { content, metadata });

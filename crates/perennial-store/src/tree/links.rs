@@ -29,7 +29,7 @@ enum Group {
 #[derive(Debug)]
 pub(crate) struct Links<'a> {
     /// Copies what is not linked.
-    pub(crate) copier: Copier,
+    pub(crate) copier: Copier<'a>,
     root: BorrowedFd<'a>,
     data: Data,
     name: CString,
@@ -39,7 +39,7 @@ pub(crate) struct Links<'a> {
 
 impl<'a> Links<'a> {
     /// Begins a tree at `root`.
-    pub(crate) fn new(root: BorrowedFd<'a>, data: Data, copier: Copier) -> Self {
+    pub(crate) fn new(root: BorrowedFd<'a>, data: Data, copier: Copier<'a>) -> Self {
         Self { copier, root, data, name: c".perennial-links".to_owned(), dir: None, groups: HashMap::new() }
     }
 

@@ -120,9 +120,15 @@ impl<S: DirectorySource> Walk<S> {
     }
 
     /// Returns the next directory. What is in directories that do not show is told to `hidden` on the way, so that of
-    /// each tree everything is heard of in its order.
+    /// each tree everything is heard of in its order. At the end all trees were read to theirs, where their checksums
+    /// are.
     pub(super) fn next(&mut self, hidden: Hidden<'_>) -> Result<Option<Merged>, TreesError<S::Error>> {
-        let Some(place) = self.pending.pop() else { return Ok(None) };
+        let Some(place) = self.pending.pop() else {
+            for (tree, source) in self.trees.iter_mut().enumerate() {
+                while source.next_directory().map_err(|source| TreesError::Source { tree, source })?.is_some() {}
+            }
+            return Ok(None);
+        };
         self.path.truncate(place.depth);
         self.path.extend(place.name);
         let mut opaque = place.opaque;
