@@ -11,11 +11,13 @@
 //!
 //! - [`object`]: names of objects. [`entry`]: what a tree is made of; [`canonical`]: in which order.
 //! - [`manifest`]: the bytes of a tree. [`erofs`]: the same tree as the kernel reads it. [`io`]: where bytes go to.
+//! - [`merge`](mod@merge): several trees as one.
 
 pub mod canonical;
 pub mod entry;
 pub mod erofs;
 pub mod io;
 pub mod manifest;
+pub mod merge;
 pub mod object;
 pub mod order;

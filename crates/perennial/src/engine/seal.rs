@@ -242,7 +242,11 @@ impl Engine {
         self.finish_interrupted_folds(&stack, &[])
     }
 
-    fn share_without_waiting(&self, layers: &[LayerId]) -> Result<Option<Vec<Lock>>> {
+    /// Takes shared locks of layers; nothing where somebody holds one of them exclusively.
+    ///
+    /// # Errors
+    /// Where a lock file cannot be opened.
+    pub fn share_without_waiting(&self, layers: &[LayerId]) -> Result<Option<Vec<Lock>>> {
         let mut locks = Vec::with_capacity(layers.len());
         for layer in layers {
             let Some(lock) = self.root.lock_layer(layer, LockMode::Shared, Wait::Never)? else { return Ok(None) };
