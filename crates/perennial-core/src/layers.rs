@@ -3,6 +3,8 @@
 //! A *stack* is the list of layers of a generation, newest first. Layers are shared between stacks; a layer changes
 //! only where no stack can tell (fold) and is replaced otherwise (merge).
 
+pub mod compact;
+
 use crate::format::{self, Format};
 use crate::id::{ContainerId, Digest, LayerId, RunId};
 use crate::sealed::object::ObjectId;

@@ -8,7 +8,7 @@ use crate::sealed::object::ObjectId;
 use crate::time::Time;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::fmt;
 use serde::{Serialize, Serializer};

@@ -293,8 +293,9 @@ impl Lister {
                 let fd = open_file(&at)?;
                 entry.flags = flags_of(fd.as_fd())?;
                 entry.size = stat.stx_size;
-                entry.allocated = stat.stx_blocks * 512;
                 entry.content = Some(digest_of(fd.as_fd(), stat.stx_size)?);
+                // After it was opened: overlayfs does not know the blocks of a file in a data-only layer before.
+                entry.allocated = u64::try_from(rustix::fs::fstat(&fd)?.st_blocks)?.saturating_mul(512);
             }
             Kind::Symlink => {
                 entry.size = stat.stx_size;

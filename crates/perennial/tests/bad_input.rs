@@ -234,7 +234,7 @@ fn damaged_layers_stop_the_start_that_needs_them() -> Result<()> {
     {
         let stage = two_generations()?;
         let layer = texts(&stage.generation("web", 2)?, "/layers")?.remove(0);
-        damage(&stage.root().join("layers").join(&layer).join("tree"))?;
+        damage(&stage.body_of(&layer)?)?;
         for mode in MODES {
             let args = ["run", "web", "--mode", mode, "--", "echo", "started"];
             let refused = stage.refused_unchanged(&args, 6, &["web@2", &layer]);
@@ -249,7 +249,7 @@ fn damaged_layers_stop_the_start_that_needs_them() -> Result<()> {
 }
 
 fn remove(tree: &Path) -> Result<()> {
-    Ok(fs::remove_dir_all(tree)?)
+    Ok(if tree.is_dir() { fs::remove_dir_all(tree) } else { fs::remove_file(tree) }?)
 }
 
 fn replace_by_file(tree: &Path) -> Result<()> {
@@ -267,7 +267,7 @@ fn missing_layer_of_the_image_stops_every_start_on_it() -> Result<()> {
     let stage = two_generations()?;
     let image: serde_json::Value = stage.json(&["image", "inspect", "box"])?;
     let layer = texts(&image, "/layers")?.remove(0);
-    let tree = stage.root().join("layers").join(&layer).join("tree");
+    let tree = stage.body_of(&layer)?;
     fs::rename(&tree, stage.path("aside"))?;
     stage.refused_unchanged(&["run", "web", "--", "true"], 6, &[&layer])?;
     stage.ok(&["create", "new", "--image", "box"])?;

@@ -7,6 +7,7 @@ use perennial_testkit::host::{run, wait_until};
 use perennial_testkit::tree::ensure_equal;
 use serde_json::Value;
 use stage::{IDLE, MODES, SOON, Stage, next_second, text, texts, write};
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -16,10 +17,22 @@ fn replace_big(stage: &Stage, mode: &str, number: u64) -> Result<()> {
     stage.sh_in(mode, "web", &script)?.ok().map(drop)
 }
 
-/// Counts the copies of the big file on disk.
+/// Sizes of the big file, in bytes; nothing in the image is as large as that.
+const BIG_BYTES: [u64; 2] = [500_000, 2_500_000];
+
+/// Counts the copies of the big file on disk, in directories and among the contents of sealed layers.
 fn big_files(stage: &Stage) -> Result<usize> {
-    let layers = stage.layers()?;
-    Ok(layers.iter().filter(|id| stage.root().join("layers").join(id).join("tree/root/big").exists()).count())
+    let mut inodes = BTreeSet::new();
+    for top in ["layers", "objects"] {
+        let found = run(Command::new("find").arg(stage.root().join(top)).args(["-type", "f", "-printf", "%i %s\n"]))?;
+        for line in found.lines() {
+            let (inode, size) = line.split_once(' ').ok_or_else(|| anyhow!("{line}"))?;
+            if BIG_BYTES.contains(&size.parse()?) {
+                inodes.insert(inode.to_owned());
+            }
+        }
+    }
+    Ok(inodes.len())
 }
 
 /// A15: from a full queue the head goes with its data, and the new element becomes the tail.

@@ -11,6 +11,7 @@
 //!
 //! - [`object`]: names of objects. [`entry`]: what a tree is made of; [`canonical`]: in which order.
 //! - [`manifest`]: the bytes of a tree. [`erofs`]: the same tree as the kernel reads it. [`io`]: where bytes go to.
+//! - [`merge`](mod@merge): several trees as one.
 //! - [`order`]: which layers are sealed next.
 //! - [`pack`]: objects of older generations, compressed together; [`chunk`]: where contents are
 //!   cut for it; [`repack`]: when a pack is written anew.
@@ -21,6 +22,7 @@ pub mod entry;
 pub mod erofs;
 pub mod io;
 pub mod manifest;
+pub mod merge;
 pub mod object;
 pub mod order;
 pub mod pack;

@@ -1,10 +1,10 @@
-//! BLAKE3 of an open file, holes included but not read.
+//! BLAKE3 of an open file, holes included but not read; and copies that are hashed on the way.
 
 use crate::tree::cursor::EntryStat;
 use perennial_core::sealed::object::ObjectId;
 use rustix::fd::BorrowedFd;
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::{Errno, pread};
+use rustix::fs::{SeekFrom, ftruncate, seek};
+use rustix::io::{Errno, pread, pwrite};
 
 /// Bytes read and hashed at once: what BLAKE3 takes at full width, and small enough to stay in a core's cache.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -30,8 +30,27 @@ pub enum HashError {
 /// # Errors
 /// [`HashError`].
 pub fn hash_file(file: BorrowedFd<'_>, stop: &dyn Fn() -> bool) -> Result<(ObjectId, u64), HashError> {
+    hash(Hasher { file, copy: None, stop, inner: blake3::Hasher::new(), buffer: Vec::new() })
+}
+
+/// Copies a file's content into an empty file, holes as holes, and returns the name of what was copied, and its length
+/// in bytes. `stop` is asked after every piece.
+///
+/// # Errors
+/// [`HashError`]; the copy is incomplete.
+pub fn copy_file(
+    file: BorrowedFd<'_>,
+    copy: BorrowedFd<'_>,
+    stop: &dyn Fn() -> bool,
+) -> Result<(ObjectId, u64), HashError> {
+    let size = EntryStat::of_open(file)?.size;
+    ftruncate(copy, size)?;
+    hash(Hasher { file, copy: Some(copy), stop, inner: blake3::Hasher::new(), buffer: Vec::new() })
+}
+
+fn hash(mut hasher: Hasher<'_>) -> Result<(ObjectId, u64), HashError> {
+    let file = hasher.file;
     let before = EntryStat::of_open(file)?;
-    let mut hasher = Hasher { file, stop, inner: blake3::Hasher::new(), buffer: Vec::new() };
     if before.allocated < before.size {
         hasher.sparse(before.size)?;
     } else {
@@ -46,6 +65,8 @@ pub fn hash_file(file: BorrowedFd<'_>, stop: &dyn Fn() -> bool) -> Result<(Objec
 
 struct Hasher<'a> {
     file: BorrowedFd<'a>,
+    /// Gets what is read, at the same place.
+    copy: Option<BorrowedFd<'a>>,
     stop: &'a dyn Fn() -> bool,
     inner: blake3::Hasher,
     buffer: Vec<u8>,
@@ -98,7 +119,11 @@ impl Hasher<'_> {
             match pread(self.file, buffer, offset) {
                 Ok(0) => return Err(HashError::Changed),
                 Ok(length) => {
-                    self.inner.update(self.buffer.get(..length).unwrap_or_default());
+                    let piece = self.buffer.get(..length).unwrap_or_default();
+                    self.inner.update(piece);
+                    if let Some(copy) = self.copy {
+                        write_at(copy, piece, offset)?;
+                    }
                     offset = offset.saturating_add(u64::try_from(length).unwrap_or(0));
                 }
                 Err(Errno::INTR) => {}
@@ -112,4 +137,19 @@ impl Hasher<'_> {
     fn may_go_on(&self) -> Result<(), HashError> {
         if (self.stop)() { Err(HashError::Stopped) } else { Ok(()) }
     }
+}
+
+fn write_at(file: BorrowedFd<'_>, mut piece: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !piece.is_empty() {
+        match pwrite(file, piece, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(length) => {
+                piece = piece.get(length..).unwrap_or_default();
+                offset = offset.saturating_add(u64::try_from(length).unwrap_or(0));
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }

@@ -16,6 +16,7 @@ pub mod hash;
 mod put;
 
 pub use hash::HashError;
+pub(crate) use hash::{copy_file, hash_file};
 pub use put::{How, Stored};
 
 use crate::root::{Root, Secret};

@@ -245,6 +245,11 @@ impl LayerFiles {
         SealError::Manifest { path: self.path.join(name), reason }
     }
 
+    /// The manifest as it is cannot be used.
+    pub(super) fn malformed(&self, reason: String) -> SealError {
+        SealError::Manifest { path: self.path.join(MANIFEST), reason }
+    }
+
     pub(super) fn unwritable(&self, error: WriteError<std::io::Error>) -> SealError {
         match error {
             WriteError::Sink(error) => self.io("write", TEMPORARY[0], error),

@@ -15,17 +15,22 @@
 //! What this module does not know: records, and when a tree is no longer needed.
 
 mod build;
+mod compact;
 mod error;
 mod files;
 mod mount;
 mod pool;
 mod source;
+mod stream;
 mod survey;
+mod unpack;
 
+pub use compact::{CompactOutcome, CompactRequest, Compacted, compact};
 pub use error::{ReferenceFault, SealError, Unsealable};
 pub use files::{DiskFile, LayerFiles, MANIFEST, TEMPORARY};
 pub use mount::{IMAGE, MountImageError, open_tree, probe};
 pub use pool::Kept;
+pub use unpack::{UnpackRequest, unpack};
 
 use crate::objects::Objects;
 use crate::root::{LockMode, Root, Wait};

@@ -543,16 +543,16 @@ pub struct VerifyArgs {
     #[arg(long)]
     pub full: bool,
     /// Most bytes to read in a second, such as 50M
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, requires = "full")]
-    pub rate: Option<u64>,
+    #[arg(long, value_name = "BYTES", requires = "full")]
+    pub rate: Option<String>,
 }
 
 /// `scrub`.
 #[derive(Debug, Args)]
 pub struct ScrubArgs {
     /// Most bytes to read in a second, such as 50M
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64M")]
-    pub rate: Option<u64>,
+    #[arg(long, value_name = "BYTES", default_value = "64M")]
+    pub rate: String,
     /// Seconds after which to stop; to the end where none are given
     #[arg(long = "for", value_name = "SECONDS")]
     pub seconds: Option<u64>,

@@ -10,6 +10,7 @@ mod run;
 mod seal;
 mod settings;
 mod store;
+mod verify;
 mod views;
 
 use crate::cli::args::{Cli, Command, ImageCommand};

@@ -5,8 +5,9 @@ use crate::cli::args::{ScrubArgs, VerifyArgs};
 use crate::cli::output::{self, Style};
 use crate::cli::table;
 use crate::engine::verify::{Pace, Verified};
-use crate::failure::{Code, Result};
+use crate::failure::{Code, Failure, Result};
 use perennial_core::generations::choose::{Selector, choose};
+use perennial_core::process::parse_bytes;
 use perennial_core::verify::Depth;
 use serde_json::json;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ const FAULTS_SHOWN: usize = 5;
 /// Where container or generation are unknown, or nothing can be read.
 pub fn verify(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let depth = if args.full { Depth::Full } else { Depth::Existence };
-    let pace = Pace { bytes_per_s: args.rate, at_most: None };
+    let pace = Pace { bytes_per_s: args.rate.as_deref().map(rate).transpose()?, at_most: None };
     let engine = &context.engine;
     let found = match &args.generation {
         None => engine.verify(None, depth, pace)?,
@@ -46,9 +47,13 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
 /// # Errors
 /// Where nothing can be read.
 pub fn scrub(context: &Context, args: &ScrubArgs) -> Result<ExitCode> {
-    let pace = Pace { bytes_per_s: args.rate, at_most: args.seconds.map(Duration::from_secs) };
+    let pace = Pace { bytes_per_s: Some(rate(&args.rate)?), at_most: args.seconds.map(Duration::from_secs) };
     let found = context.engine.scrub(pace)?;
     Ok(show(context, &found, Depth::Full))
+}
+
+fn rate(text: &str) -> Result<u64> {
+    parse_bytes(text).map_err(|error| Failure::new(Code::Usage, format!("--rate: {error}")))
 }
 
 fn show(context: &Context, found: &Verified, depth: Depth) -> ExitCode {
@@ -73,7 +78,7 @@ fn show(context: &Context, found: &Verified, depth: Depth) -> ExitCode {
         }
         Style::Text => show_text(found, depth),
     }
-    if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(Code::Damaged.exit_code()) }
+    if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(Code::Damaged.number()) }
 }
 
 fn show_text(found: &Verified, depth: Depth) {

@@ -7,6 +7,7 @@
 //! - [`exit`]: from the end of the last process to a committed generation.
 //! - [`recover`]: puts right what a process that died has left.
 //! - [`supervise`]: one run from the request to the settled exit.
+//! - [`compact`]: several sealed layers made one.
 //! - [`seal`]: layers as objects and metadata; [`objects`]: which contents nothing needs.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
@@ -21,6 +22,7 @@
 //! - [`images`]: images as layers of the store.
 
 pub mod collect;
+pub mod compact;
 pub mod copy_out;
 pub mod create;
 pub mod diagnose;

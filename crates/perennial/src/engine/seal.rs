@@ -11,6 +11,7 @@
 
 use super::Engine;
 use super::trees::borrow_all;
+use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::SealPolicy;
@@ -27,9 +28,14 @@ use perennial_store::sealed::{self, IMAGE, MANIFEST, Outcome, Request, SealError
 use perennial_store::tree;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 /// How nice background work is: as nice as can be. Its class of input and output follows from that where none is set.
 const NICE_BACKGROUND: i32 = 19;
+
+/// How often, and at what distance, a command tries to seal a layer that somebody else is at.
+const TURNS_MAX: u32 = 600;
+const TURN_PAUSE: Duration = Duration::from_millis(20);
 
 /// What became of a layer that was to be sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +111,7 @@ impl Engine {
         let mut report = SealReport::default();
         for step in self.seal_plan(stacks, Diligence::Asked)? {
             self.finish_folds_of(&step)?;
-            match self.seal_layer(&step, Diligence::Asked)? {
+            match self.seal_in_turn(&step)? {
                 Sealing::Done => report.sealed.push(step.layer),
                 Sealing::Nothing => {}
                 Sealing::GaveWay => report.busy.push(step.layer),
@@ -159,7 +165,7 @@ impl Engine {
         {
             let below = stack.get(position.saturating_add(1)..).unwrap_or_default().to_vec();
             let step = SealStep { layer: layer.id.clone(), below };
-            match self.seal_layer(&step, Diligence::Asked)? {
+            match self.seal_in_turn(&step)? {
                 Sealing::Done | Sealing::Nothing => {}
                 Sealing::GaveWay => {
                     let message = format!("layer {} is being sealed by another command", layer.id);
@@ -174,6 +180,21 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Seals a layer that a command waits for: whoever works at it in the background is asked to give way.
+    fn seal_in_turn(&self, step: &SealStep) -> Result<Sealing> {
+        let mut outcome = self.seal_layer(step, Diligence::Asked)?;
+        let yielding = self.root.ask_to_yield()?;
+        for _ in 0..TURNS_MAX {
+            if outcome != Sealing::GaveWay {
+                break;
+            }
+            clock::wait(TURN_PAUSE);
+            outcome = self.seal_layer(step, Diligence::Asked)?;
+        }
+        drop(yielding);
+        Ok(outcome)
     }
 
     /// Seals with little demand on processors and disks, so that nobody notices.
@@ -221,7 +242,11 @@ impl Engine {
         self.finish_interrupted_folds(&stack, &[])
     }
 
-    fn share_without_waiting(&self, layers: &[LayerId]) -> Result<Option<Vec<Lock>>> {
+    /// Takes shared locks of layers; nothing where somebody holds one of them exclusively.
+    ///
+    /// # Errors
+    /// Where a lock file cannot be opened.
+    pub fn share_without_waiting(&self, layers: &[LayerId]) -> Result<Option<Vec<Lock>>> {
         let mut locks = Vec::with_capacity(layers.len());
         for layer in layers {
             let Some(lock) = self.root.lock_layer(layer, LockMode::Shared, Wait::Never)? else { return Ok(None) };

@@ -8,7 +8,7 @@
 
 use super::records::{Doc, Note};
 use super::seal::Sealing;
-use super::trees::borrow_all;
+use super::trees::{LayerState, borrow_all};
 use super::{Engine, random};
 use crate::clock;
 use crate::failure::Result;
@@ -40,7 +40,7 @@ pub fn protect_like(layers: &[BorrowedFd<'_>], made: BorrowedFd<'_>) -> std::res
 
 /// What became of one step of background work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+pub enum Step {
     /// Something was done; there may be more.
     Did,
     /// There is nothing to do.
@@ -51,7 +51,7 @@ enum Step {
 
 /// Layers that lie on different layers in different generations, as after a rebase. Whether a whiteout above them hides
 /// something has then no single answer, so they are left as they are.
-fn on_different_grounds(generations: &[&Generation]) -> BTreeSet<LayerId> {
+pub fn on_different_grounds(generations: &[&Generation]) -> BTreeSet<LayerId> {
     let mut grounds = BTreeMap::new();
     let mut different = BTreeSet::new();
     for generation in generations {
@@ -121,6 +121,10 @@ impl Engine {
         self.free_unused()?;
         if let Some(fold) = self.next_fold(&doc.value)? {
             return self.fold(&doc.value, &fold);
+        }
+        match self.compact_step(&doc)? {
+            Step::Nothing => {}
+            step @ (Step::Did | Step::GaveWay) => return Ok(step),
         }
         match self.merge_deep(doc.clone())? {
             Step::Nothing => {}
@@ -372,7 +376,7 @@ impl Engine {
     }
 
     /// The layers below a layer, newest first, as every generation that names it has them.
-    fn below(&self, bottom: &LayerId) -> Result<Option<Vec<LayerId>>> {
+    pub fn below(&self, bottom: &LayerId) -> Result<Option<Vec<LayerId>>> {
         for doc in self.containers()? {
             for generation in doc.value.queue.iter().flat_map(|queue| &queue.generations) {
                 let mut layers = generation.layers.iter();
@@ -401,8 +405,9 @@ impl Engine {
         }
         let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(Step::Nothing) };
         let is_auto = doc.value.policy.seal == SealPolicy::Auto;
-        if is_auto && self.states(&current.layers)?.iter().any(|layer| layer.unresolved) && self.can_seal().is_ok() {
-            // Sealed next, and merged after that.
+        let is_plain = |layer: &LayerState| layer.form == Form::Dir && !layer.unresolved;
+        if is_auto && !self.states(&current.layers)?.iter().all(is_plain) && self.can_seal().is_ok() {
+            // Sealed next, and put together by metadata alone after that.
             return Ok(Step::Nothing);
         }
         // A fold for another container that shares layers must not move entries while they are read.

@@ -14,7 +14,12 @@ use perennial_store::objects::Objects;
 use perennial_store::sealed::{IMAGE, MANIFEST};
 use perennial_store::tree::{self, Data, Measure};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+
+/// Where the superblock of EROFS is, in bytes, and how it begins.
+const SUPERBLOCK_OFFSET: u64 = 1024;
+const SUPERBLOCK_MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
 
 /// What has to be known of a layer to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +43,13 @@ pub fn needs(layers: &[LayerState]) -> LayerNeeds {
 /// Borrows open trees.
 pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(OwnedFd::as_fd).collect()
+}
+
+/// Returns whether a file begins as a metadata image does; what else is wrong with one shows when it is mounted.
+fn has_superblock(image: &Path) -> bool {
+    let mut magic = [0_u8; SUPERBLOCK_MAGIC.len()];
+    let read = std::fs::File::open(image).and_then(|file| file.read_exact_at(&mut magic, SUPERBLOCK_OFFSET));
+    read.is_ok() && magic == SUPERBLOCK_MAGIC
 }
 
 impl Engine {
@@ -131,7 +143,7 @@ impl Engine {
             Form::Sealed => {
                 let directory = self.root.layer_dir(id);
                 let is_file = |name| directory.join(name).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
-                Ok([MANIFEST, IMAGE].into_iter().all(is_file))
+                Ok([MANIFEST, IMAGE].into_iter().all(is_file) && has_superblock(&directory.join(IMAGE)))
             }
         }
     }

@@ -16,7 +16,7 @@ use perennial_core::verify::{Checked, DamagedGeneration, Depth, Fault, Part, jud
 use perennial_store::cold::Cold;
 use perennial_store::layer;
 use perennial_store::objects::{Objects, Verdict};
-use perennial_store::records::{RecordStore as _, Transaction, keys};
+use perennial_store::records::{RecordStore as _, Transaction};
 use perennial_store::sealed::LayerFiles;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -73,7 +73,10 @@ impl Engine {
         let layers: BTreeSet<LayerId> = match &of {
             Some((_, generations)) => {
                 let below = |generation: &Generation| images.get(&generation.image).cloned().unwrap_or_default();
-                generations.iter().flat_map(|generation| [generation.layers.clone(), below(generation)].concat()).collect()
+                generations
+                    .iter()
+                    .flat_map(|generation| [generation.layers.clone(), below(generation)].concat())
+                    .collect()
             }
             None => self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect(),
         };
@@ -98,9 +101,10 @@ impl Engine {
         let _locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
         let mut found = Verified { layers, is_complete: true, ..Verified::default() };
         let mut wanted = self.verify_layers(&mut found)?;
-        let cursor = self.records.get(CURSOR)?.and_then(|record| {
-            String::from_utf8_lossy(&record.bytes).parse::<ObjectId>().ok()
-        });
+        let cursor = self
+            .records
+            .get(CURSOR)?
+            .and_then(|record| String::from_utf8_lossy(&record.bytes).parse::<ObjectId>().ok());
         wanted.retain(|object| cursor.is_none_or(|cursor| object.id > cursor));
         let last = self.verify_objects(&wanted, Depth::Full, pace, &mut found)?;
         let transaction = match last.filter(|_| !found.is_complete) {
@@ -238,19 +242,13 @@ impl Engine {
     }
 
     /// Marks generations of all containers, since layers are shared.
-    fn mark_damage(
-        &self,
-        depth: Depth,
-        images: &BTreeMap<Digest, Vec<LayerId>>,
-        found: &mut Verified,
-    ) -> Result<()> {
+    fn mark_damage(&self, depth: Depth, images: &BTreeMap<Digest, Vec<LayerId>>, found: &mut Verified) -> Result<()> {
         let mut damaged = Vec::new();
         for doc in self.containers()? {
             let _lock = self.lock_container_politely(&doc.value.id)?;
             let Ok(mut doc) = self.container(&doc.value.id) else { continue };
             let before = doc.value.clone();
-            let checked =
-                Checked { depth, layers: &found.layers, faults: &found.faults, images, at: self.now() };
+            let checked = Checked { depth, layers: &found.layers, faults: &found.faults, images, at: self.now() };
             let of_this = judge(&mut doc.value, &checked);
             if doc.value != before {
                 self.save(&mut doc, None)?;

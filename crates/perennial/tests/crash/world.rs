@@ -200,7 +200,9 @@ impl World {
         let trees: BTreeSet<LayerId> =
             named("layers")?.iter().map(|name| name.parse()).collect::<Result<_, _>>().context("layers/")?;
         for id in &trees {
-            ensure!(root.join("layers").join(id.as_str()).join("tree").is_dir(), "layer {id} has no tree after gc");
+            let directory = root.join("layers").join(id.as_str());
+            let is_sealed = directory.join("manifest").is_file() && directory.join("meta.erofs").is_file();
+            ensure!(directory.join("tree").is_dir() || is_sealed, "layer {id} has no tree after gc");
         }
         Ok(StoreFacts {
             containers: containers.to_vec(),

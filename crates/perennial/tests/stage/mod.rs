@@ -143,6 +143,14 @@ impl Stage {
         names(&self.root().join("layers"))
     }
 
+    /// Returns what a layer's tree is kept in, once nothing works in the background: its directory, or its metadata.
+    pub(crate) fn body_of(&self, layer: &str) -> Result<PathBuf> {
+        self.quiet()?;
+        let directory = self.root().join("layers").join(layer);
+        let tree = directory.join("tree");
+        Ok(if tree.exists() { tree } else { directory.join("meta.erofs") })
+    }
+
     /// Returns what a layer holds, with what overlayfs keeps for itself.
     pub(crate) fn layer(&self, id: &str) -> Result<TreeListing> {
         let tree = File::open(self.root().join("layers").join(id).join("tree"))?;

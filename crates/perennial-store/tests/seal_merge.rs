@@ -1,0 +1,241 @@
+//! Sealed layers merged and unpacked, compared with what the kernel shows and with what the readers of trees write.
+#![cfg(test)]
+
+mod common;
+
+use common::seals::{SealLab, unflag, without_flags};
+use common::{Listing, LoopFs, assert_same, listing, open, sessions, traps};
+use perennial_core::id::LayerId;
+use perennial_core::layers::Form;
+use perennial_core::sealed::entry::{Content, DirectorySource as _, Item, Node};
+use perennial_core::sealed::object::ObjectId;
+use perennial_store::layer::{self, LayerOrigin};
+use perennial_store::sealed::{
+    CompactOutcome, CompactRequest, Compacted, LayerFiles, MANIFEST, SealError, UnpackRequest, compact, unpack,
+};
+use perennial_store::tree::{self, Data, Measure, TreeError};
+use rustix::fd::{AsFd as _, AsRawFd as _};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Two layers of an image and three runs with every kind of entry, all sealed, without trees.
+fn sealed(fs: &LoopFs) -> SealLab {
+    let mut lab = SealLab::new(&fs.path());
+    lab.layer(traps::build);
+    lab.session(traps::rebuild);
+    lab.session(|root| {
+        traps::first(root);
+        unflag(root);
+    });
+    lab.session(|root| {
+        traps::second(root);
+        unflag(root);
+    });
+    for position in (0..lab.stack.len()).rev() {
+        lab.seal(position);
+    }
+    lab.drop_trees();
+    lab
+}
+
+fn merge(lab: &SealLab, from: usize, to: usize, id: &LayerId, give_way: &mut dyn FnMut() -> bool) -> CompactOutcome {
+    let of: Vec<LayerId> = lab.stack[from..to].iter().map(|(id, _)| id.clone()).collect();
+    let below = lab.open(&lab.stack[to..]);
+    let below = sessions::borrowed(&below);
+    let now = "2026-11-22T18:00:00Z".parse().unwrap();
+    compact(&CompactRequest { root: &lab.root, of: &of, layer: id, below: &below, now }, give_way).unwrap()
+}
+
+fn merged(lab: &SealLab, from: usize, to: usize, id: &LayerId) -> Compacted {
+    match merge(lab, from, to, id, &mut || false) {
+        CompactOutcome::Done(done) => done,
+        CompactOutcome::GaveWay => panic!("nobody asked to give way"),
+    }
+}
+
+fn new_id(number: u64) -> LayerId {
+    LayerId::from_random((0xfeed_0000 + number).to_be_bytes())
+}
+
+#[test]
+fn a_merged_layer_shows_what_its_layers_showed() {
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let fs = LoopFs::new(kind, 512);
+        let lab = sealed(&fs);
+        let expected = lab.list_all();
+        let count = lab.stack.len();
+        for (number, (from, to)) in [(0, 2), (1, 3), (0, 3), (2, count), (0, count)].into_iter().enumerate() {
+            let id = new_id(number as u64);
+            let done = merged(&lab, from, to, &id);
+            println!("{kind}: {from}..{to}: {done:?}");
+            let mut stack = lab.stack.clone();
+            stack.splice(from..to, [(id.clone(), Form::Sealed)]);
+            assert_same(&expected, &lab.list(&stack), &format!("{kind}: {from}..{to} merged"));
+
+            let described = layer::describe(&lab.root, &id).unwrap();
+            let of = lab.stack[from..to].iter().map(|(id, _)| id.clone()).collect();
+            assert_eq!(described.origin, LayerOrigin::Merged { of });
+            assert_eq!(described.entries, done.manifest.counts.entries);
+            // Once more, nothing is done.
+            assert_eq!(merged(&lab, from, to, &id), done);
+        }
+        assert!(fs::read_dir(lab.root.staging_dir()).unwrap().next().is_none(), "something is left in staging");
+    }
+}
+
+#[test]
+fn merging_in_two_steps_gives_the_very_same_manifest() {
+    let fs = LoopFs::ext4();
+    let mut lab = sealed(&fs);
+    let count = lab.stack.len();
+    let at_once = merged(&lab, 0, count, &new_id(1));
+    merged(&lab, 0, 2, &new_id(2));
+    lab.stack.splice(0..2, [(new_id(2), Form::Sealed)]);
+    let in_two = merged(&lab, 0, count - 1, &new_id(3));
+    assert_eq!(at_once.manifest, in_two.manifest);
+}
+
+#[test]
+fn a_merge_that_is_cut_off_leaves_nothing_and_can_be_repeated() {
+    let fs = LoopFs::ext4();
+    let lab = sealed(&fs);
+    let expected = lab.list_all();
+    let id = new_id(1);
+    for directories in [0, 1, 5] {
+        let mut seen = 0;
+        let outcome = merge(&lab, 0, 3, &id, &mut || {
+            seen += 1;
+            seen > directories
+        });
+        assert_eq!(outcome, CompactOutcome::GaveWay);
+        assert!(!lab.root.layer_dir(&id).exists());
+        assert!(fs::read_dir(lab.root.staging_dir()).unwrap().next().is_none());
+    }
+    // What a killed process leaves.
+    let staged = lab.root.staging_dir().join(id.to_string());
+    fs::create_dir(&staged).unwrap();
+    for name in [".manifest.new", MANIFEST, ".meta.erofs.new"] {
+        fs::File::create(staged.join(name)).unwrap().set_len(1 << 20).unwrap();
+    }
+    merged(&lab, 0, 3, &id);
+    let mut stack = lab.stack.clone();
+    stack.splice(0..3, [(id, Form::Sealed)]);
+    assert_same(&expected, &lab.list(&stack), "merged after all");
+}
+
+#[test]
+fn a_damaged_manifest_is_named_and_nothing_is_made_of_it() {
+    let fs = LoopFs::ext4();
+    let lab = sealed(&fs);
+    let path = lab.root.layer_dir(&lab.stack[1].0).join(MANIFEST);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(&path).unwrap();
+    std::io::Write::write_all(&mut fs::File::create(&path).unwrap(), &bytes).unwrap();
+    let of: Vec<LayerId> = lab.stack[..3].iter().map(|(id, _)| id.clone()).collect();
+    let below = lab.open(&lab.stack[3..]);
+    let below = sessions::borrowed(&below);
+    let now = "2026-11-22T18:00:00Z".parse().unwrap();
+    let id = new_id(1);
+    let request = CompactRequest { root: &lab.root, of: &of, layer: &id, below: &below, now };
+    match compact(&request, &mut || false) {
+        Err(SealError::Manifest { path: named, .. }) => assert_eq!(named, path),
+        other => panic!("{other:?}"),
+    }
+    assert!(!lab.root.layer_dir(&id).exists());
+    assert!(fs::read_dir(lab.root.staging_dir()).unwrap().next().is_none());
+}
+
+fn unpack_to(lab: &SealLab, layers: usize, dst: &Path) -> Result<Measure, SealError> {
+    fs::create_dir(dst).unwrap();
+    let ids: Vec<LayerId> = lab.stack[..layers].iter().map(|(id, _)| id.clone()).collect();
+    let below = lab.open(&lab.stack[layers..]);
+    let below = sessions::borrowed(&below);
+    let opened = open(dst);
+    let request = UnpackRequest {
+        root: &lab.root,
+        objects: &lab.objects,
+        layers: &ids,
+        below: &below,
+        dst: opened.as_fd(),
+        workers: 2,
+    };
+    unpack(&request, &mut |_| {})
+}
+
+fn materialized(lab: &SealLab, layers: usize, dst: &Path) -> Measure {
+    fs::create_dir(dst).unwrap();
+    let own = lab.open(&lab.stack[..layers]);
+    let below = lab.open(&lab.stack[layers..]);
+    let opened = open(dst);
+    tree::materialize_with(
+        &tree::Source { layers: &sessions::borrowed(&own), below: &sessions::borrowed(&below), objects: &lab.objects },
+        opened.as_fd(),
+        Data::Copy,
+        &mut |_| {},
+    )
+    .unwrap()
+}
+
+#[test]
+fn unpacked_is_what_materialize_makes() {
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let fs = LoopFs::new(kind, 512);
+        let lab = sealed(&fs);
+        for layers in 1..=lab.stack.len() {
+            let (unpacked, expected) = (fs.path().join("unpacked"), fs.path().join("materialized"));
+            let measure = unpack_to(&lab, layers, &unpacked).unwrap();
+            let other = materialized(&lab, layers, &expected);
+            let what = format!("{kind}: {layers} layers");
+            assert_same(&listing(&expected), &listing(&unpacked), &what);
+            assert_eq!((measure.entries, measure.whiteouts), (other.entries, other.whiteouts), "{what}");
+            for dir in [unpacked, expected] {
+                tree::remove_tree(&dir).unwrap();
+            }
+        }
+    }
+}
+
+/// A file of the whole stack that is an object, with its path.
+fn an_object(lab: &SealLab) -> (PathBuf, ObjectId) {
+    let files = LayerFiles::open(&lab.root.layer_dir(&lab.stack[0].0)).unwrap();
+    let mut reader = files.directories(MANIFEST).unwrap();
+    while let Some(directory) = reader.next_directory().unwrap() {
+        for entry in &directory.entries {
+            if let Item::Inode(inode) = &entry.item
+                && let Node::File(Content::Object { id, .. }) = inode.node
+            {
+                let names = directory.path.iter().chain([&entry.name]);
+                return (names.map(|name| std::str::from_utf8(name).unwrap()).collect(), id);
+            }
+        }
+    }
+    panic!("the newest layer has no object");
+}
+
+#[test]
+fn a_damaged_or_missing_object_is_named_with_its_path() {
+    let fs = LoopFs::ext4();
+    let lab = sealed(&fs);
+    let (path, id) = an_object(&lab);
+    let object = lab.root.objects_dir().join(lab.objects.secret().to_string()).join(id.relative_path());
+    let intact = fs::read(&object).unwrap();
+    for damage in ["a bit", "missing"] {
+        fs::remove_file(&object).unwrap();
+        if damage == "a bit" {
+            let mut bytes = intact.clone();
+            *bytes.last_mut().unwrap() ^= 4;
+            std::io::Write::write_all(&mut fs::File::create(&object).unwrap(), &bytes).unwrap();
+        }
+        let dst = fs.path().join("unpacked");
+        match unpack_to(&lab, 1, &dst) {
+            Err(SealError::Tree(TreeError::Content { path: named, source })) => {
+                assert_eq!(named.as_bytes(), path.as_os_str().as_encoded_bytes(), "{damage}");
+                assert!(source.to_string().contains(&id.to_string()), "{damage}: {source}");
+            }
+            other => panic!("{damage}: {other:?}"),
+        }
+        tree::remove_tree(&dst).unwrap();
+    }
+}

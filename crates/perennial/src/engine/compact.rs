@@ -1,0 +1,141 @@
+//! Several sealed layers made one, so that stacks stay shallow and contents go that no generation shows.
+//!
+//! A new layer is written beside the old ones, metadata only, and takes their place in the generations that have them
+//! all. What then names them no more is freed as any layer is.
+
+use super::records::Doc;
+use super::settle::{Step, on_different_grounds};
+use super::trees::borrow_all;
+use super::{Engine, random};
+use crate::failure::{Failure, Result};
+use perennial_core::container::Container;
+use perennial_core::generations::{Generation, Queue};
+use perennial_core::id::{ContainerId, LayerId};
+use perennial_core::layers::compact::{Compact, Demand, SealedFacts, plan_compact, replace};
+use perennial_core::layers::{DEPTH_MAX, Form, LayerKind, LayerRecord, ManifestRef};
+use perennial_core::sealed::manifest::Summary;
+use perennial_store::objects::Objects;
+use perennial_store::records::{RecordStore as _, Transaction, keys};
+use perennial_store::root::{LockMode, Wait};
+use perennial_store::sealed::{self, CompactOutcome, CompactRequest};
+use std::collections::BTreeMap;
+
+impl Engine {
+    /// Merges sealed layers of a container where that is due. The caller holds the container's lock.
+    ///
+    /// # Errors
+    /// Where the records or the disk fail; everything is then as before.
+    pub fn compact_step(&self, doc: &Doc<Container>) -> Result<Step> {
+        let Some(plan) = self.next_compaction(&doc.value)? else { return Ok(Step::Nothing) };
+        let Some(below) = self.below_all(&plan.of)? else { return Ok(Step::Nothing) };
+        let stack: Vec<LayerId> = plan.of.iter().chain(&below).cloned().collect();
+        let Some(_locks) = self.share_without_waiting(&stack)? else { return Ok(Step::GaveWay) };
+        // Keeps `gc` from taking the new layer, which nothing names yet, for a leftover.
+        let Some(_images) = self.root.lock_images(LockMode::Shared, Wait::Never)? else { return Ok(Step::GaveWay) };
+        if self.next_compaction(&doc.value)?.as_ref() != Some(&plan) {
+            return Ok(Step::GaveWay);
+        }
+        let id = LayerId::from_random(random()?);
+        let below = self.open_layers(&below)?;
+        let request =
+            CompactRequest { root: &self.root, of: &plan.of, layer: &id, below: &borrow_all(&below), now: self.now() };
+        let done = sealed::compact(&request, &mut || self.root.must_yield());
+        let outcome = match done {
+            Ok(CompactOutcome::GaveWay) => return Ok(Step::GaveWay),
+            Ok(CompactOutcome::Done(made)) => self
+                .record_of(&id, &made.manifest, made.image_bytes)
+                .and_then(|record| self.commit_compaction(&doc.value.id, &plan, &record)),
+            Err(error) => Err(Failure::from(error).while_doing("cannot put sealed layers together")),
+        };
+        match outcome {
+            Ok(true) => Ok(Step::Did),
+            Ok(false) => {
+                self.discard_layer(&id)?;
+                Ok(Step::GaveWay)
+            }
+            Err(failure) => {
+                if !self.layer(&id).is_ok_and(|record| record.is_some()) {
+                    self.discard_layer(&id).ok();
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn next_compaction(&self, container: &Container) -> Result<Option<Compact>> {
+        let own = container.queue.as_ref().map(Queue::layers).unwrap_or_default();
+        let containers = self.containers()?;
+        let touching: Vec<&Generation> = containers
+            .iter()
+            .flat_map(|doc| doc.value.queue.iter().flat_map(|queue| &queue.generations))
+            .filter(|generation| generation.layers.iter().any(|layer| own.contains(layer)))
+            .collect();
+        // Old layers stay while a run or a view has them mounted: merging them would keep what they hide twice.
+        let (in_use, torn) = (self.layers_in_use()?, on_different_grounds(&touching));
+        let mut sealed = BTreeMap::new();
+        for id in own.iter().filter(|id| !in_use.contains(*id) && !torn.contains(*id)) {
+            let Some(record) = self.layer(id)?.map(|doc| doc.value) else { continue };
+            if record.form == Form::Sealed && record.kind == LayerKind::Delta {
+                sealed.insert(id.clone(), SealedFacts { entries: record.entries, hides: 0 });
+            }
+        }
+        let demand = match container.policy.keep_bytes {
+            Some(bound) if self.bytes_of(container)? > bound => Demand::Bytes,
+            Some(_) | None => Demand::Usual,
+        };
+        let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
+        Ok(plan_compact(&stacks, &sealed, demand, DEPTH_MAX))
+    }
+
+    /// The layers below adjacent layers, newest first, as every generation that has them has them.
+    fn below_all(&self, of: &[LayerId]) -> Result<Option<Vec<LayerId>>> {
+        match of.last() {
+            Some(bottom) => self.below(bottom),
+            None => Ok(None),
+        }
+    }
+
+    /// The record of a layer that is made of others, with what its contents take on disk.
+    fn record_of(&self, id: &LayerId, manifest: &Summary, image_bytes: u64) -> Result<LayerRecord> {
+        let objects = Objects::open(&self.root)?;
+        let mut named = Vec::new();
+        self.objects_of(&self.root.layer_dir(id), &mut |object| named.push(object))?;
+        let mut bytes = manifest.bytes.saturating_add(image_bytes);
+        for object in named {
+            bytes = bytes.saturating_add(objects.stat(&object)?.map_or(0, |stat| stat.allocated));
+        }
+        let size = (bytes, manifest.counts.entries);
+        let record = LayerRecord::of_tree(id.clone(), LayerKind::Delta, size, self.now());
+        let manifest = Some(ManifestRef { id: manifest.id, bytes: manifest.bytes });
+        Ok(LayerRecord { form: Form::Sealed, manifest, ..record })
+    }
+
+    /// Puts the new layer in the place of the old ones in every generation that has them all; returns whether it could.
+    /// Containers that others are at are not changed behind their backs. The caller holds `own`'s lock.
+    fn commit_compaction(&self, own: &ContainerId, plan: &Compact, record: &LayerRecord) -> Result<bool> {
+        let _graph = self.root.lock_graph()?;
+        let mut transaction = Transaction::new().put(keys::layer(&record.id), record.encode());
+        let mut locks = Vec::new();
+        for doc in self.containers()? {
+            let has_all = |queue: &Queue| {
+                queue.generations.iter().any(|generation| replace(&generation.layers, &plan.of, &record.id).is_some())
+            };
+            if !doc.value.queue.as_ref().is_some_and(has_all) {
+                continue;
+            }
+            if doc.value.id != *own {
+                let Some(lock) = self.root.lock_container(&doc.value.id, Wait::Never)? else { return Ok(false) };
+                locks.push(lock);
+            }
+            let mut doc = self.container(&doc.value.id)?;
+            for generation in doc.value.queue.iter_mut().flat_map(|queue| &mut queue.generations) {
+                if let Some(layers) = replace(&generation.layers, &plan.of, &record.id) {
+                    generation.layers = layers;
+                }
+            }
+            transaction = self.put_container(transaction, &mut doc, None);
+        }
+        self.records.commit(&transaction)?;
+        Ok(true)
+    }
+}
