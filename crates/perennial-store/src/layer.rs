@@ -88,6 +88,22 @@ pub fn adopt_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), Layer
     Ok(())
 }
 
+/// Puts another tree in the place of a layer's, at once, and leaves the one that was there under the other's name. The
+/// caller has synced the file system and holds the layer exclusively.
+///
+/// # Errors
+/// [`LayerError::Io`]; both are then where they were.
+pub fn exchange_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), LayerError> {
+    let target = root.layer_tree(layer);
+    let (here, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+    let exchanged = rustix::fs::renameat_with(here, tree, here, &target, flags);
+    exchanged.map_err(|errno| LayerError::io("put another tree at", &target, errno.into()))?;
+    for directory in [Some(root.layer_dir(layer).as_path()), tree.parent()].into_iter().flatten() {
+        atomic::sync_directory(directory).map_err(|error| LayerError::io("sync", directory, error))?;
+    }
+    Ok(())
+}
+
 /// Reads a layer's `layer.json`.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod mount;
 mod pool;
+mod resolve;
 mod source;
 mod stream;
 mod survey;
@@ -30,6 +31,7 @@ pub use error::{ReferenceFault, SealError, Unsealable};
 pub use files::{DiskFile, LayerFiles, MANIFEST, TEMPORARY};
 pub use mount::{IMAGE, MountImageError, open_tree, probe};
 pub use pool::Kept;
+pub use resolve::{ResolveRequest, resolve};
 pub use unpack::{UnpackRequest, unpack};
 
 use crate::objects::Objects;

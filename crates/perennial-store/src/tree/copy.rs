@@ -95,7 +95,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Opens the object that is the content of a file, if it is one.
-    fn content(
+    pub(crate) fn content(
         &mut self,
         file: &OwnedFd,
         stat: &EntryStat,

@@ -36,6 +36,7 @@ pub mod rebase;
 pub mod rebuild;
 pub mod records;
 pub mod recover;
+pub mod resolve;
 pub mod seal;
 pub mod settle;
 pub mod start;
