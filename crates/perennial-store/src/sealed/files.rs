@@ -150,6 +150,29 @@ impl LayerFiles {
         Ok(self.read(MANIFEST)?.is_some() && self.read(IMAGE)?.is_some())
     }
 
+    /// Looks for what is wrong with the files of a sealed layer without reading either whole, for every start: one is
+    /// missing or no file, has another length, or the image is not that of this manifest. Other damage is what a
+    /// verification finds. Returns it in words that begin with the file's name.
+    ///
+    /// # Errors
+    /// [`SealError::Io`].
+    pub fn glance(&self, manifest: ObjectId, manifest_bytes: u64) -> Result<Option<String>, SealError> {
+        for name in [MANIFEST, IMAGE] {
+            let Some(file) = self.read(name)? else { return Ok(Some(format!("{name} is missing"))) };
+            let metadata = file.0.metadata().map_err(|error| self.io("look at", name, error))?;
+            if !metadata.is_file() {
+                return Ok(Some(format!("{name} is no file")));
+            }
+            if name == MANIFEST && metadata.len() != manifest_bytes {
+                return Ok(Some(format!("{name} has {} bytes instead of {manifest_bytes}", metadata.len())));
+            }
+            if name == IMAGE && !is_image_of(&file.0, metadata.len(), &manifest) {
+                return Ok(Some(format!("{name} is not the image of its manifest")));
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns the length of the metadata image, in bytes.
     ///
     /// # Errors
@@ -256,6 +279,11 @@ impl LayerFiles {
             WriteError::Tree(fault) => limit(&fault),
         }
     }
+}
+
+fn is_image_of(image: &File, size: u64, manifest: &ObjectId) -> bool {
+    let mut head = [0; erofs::HEAD_BYTES];
+    image.read_exact_at(&mut head, 0).is_ok() && erofs::is_of(&head, size, manifest)
 }
 
 fn limit(fault: &Fault) -> SealError {
