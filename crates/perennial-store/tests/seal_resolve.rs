@@ -4,10 +4,12 @@
 mod common;
 
 use common::seals::SealLab;
-use common::{Listing, LoopFs, assert_same, traps};
+use common::sessions::borrowed;
+use common::{Listing, LoopFs, assert_same, open, traps};
 use perennial_core::layers::Form;
 use perennial_store::sealed::{ReferenceFault, SealError};
-use perennial_store::tree::TreeError;
+use perennial_store::tree::{self, Data, TreeError};
+use rustix::fd::AsFd as _;
 use std::fs;
 use std::path::Path;
 
@@ -136,7 +138,7 @@ fn metadata_only_files_and_moved_directories_are_resolved() {
         // The two files that were written, and nothing of the others.
         assert!(first.bytes < 3 * BIG as u64, "{what}: {first:?}");
         let after_first = lab.list_all();
-        assert!(lab.root.path().exists());
+        refused_alone(&lab);
         let (_, second) = lab.session(change_again);
         assert!(second.unresolved >= 5, "{what}: {second:?}");
         let expected = lab.list_all();
@@ -144,6 +146,26 @@ fn metadata_only_files_and_moved_directories_are_resolved() {
         assert_same(&after_first, &lab.list(&lab.stack[1..]), &format!("{what}: without the last run"));
         lab.drop_trees();
         assert_same(&expected, &lab.list_all(), &format!("{what}: without trees"));
+    }
+}
+
+/// Whatever reads the newest layer by itself refuses it by name.
+fn refused_alone(lab: &SealLab) {
+    let refused = |result: Result<(), TreeError>| match result {
+        Err(TreeError::Refused { attribute, .. }) => assert!(attribute.starts_with("trusted.overlay."), "{attribute}"),
+        Err(error) => panic!("{error}"),
+        Ok(()) => panic!("read though it means nothing alone"),
+    };
+    let fds = lab.open(&lab.stack[..1]);
+    let layers = borrowed(&fds);
+    refused(tree::measure_and_strip(layers[0]).map(drop));
+    for data in [Data::Copy, Data::Link] {
+        let dst = lab.root.staging_dir().join(format!("{data:?}"));
+        fs::create_dir(&dst).unwrap();
+        refused(tree::materialize(&layers, &[], open(&dst).as_fd(), data, &mut |_| {}).map(drop));
+        let bottom = open(&dst);
+        let fold = tree::FoldLayers { top: layers[0], bottom: bottom.as_fd(), below: &[] };
+        refused(tree::fold(fold, open(&lab.root.trash_dir()).as_fd(), &mut || false).map(drop));
     }
 }
 
@@ -197,7 +219,7 @@ fn random_change(root: &Path, random: &mut Random, number: usize) {
         4 => drop(pick(&files, random).map(|file| fs::rename(file, &new))),
         5 | 6 => drop(pick(&dirs, random).map(|dir| fs::rename(dir, &new))),
         7 if random.below(3) == 0 => drop(pick(&dirs, random).map(|dir| traps::remove(&dir))),
-        7 => drop(pick(&files, random).map(|file| fs::remove_file(file))),
+        7 => drop(pick(&files, random).map(fs::remove_file)),
         _ => drop(pick(&files, random).map(|file| traps::append(&file, b"appended"))),
     }
 }
@@ -230,7 +252,7 @@ fn random_runs_over_sealed_layers_are_resolved() {
         lab.drop_trees();
         let found = without_links(lab.list_all());
         assert_same(&without_links(expected), &found, &format!("seed {seed}: without trees"));
-        perennial_store::tree::remove_tree(&dir).unwrap();
+        tree::remove_tree(&dir).unwrap();
     }
 }
 
@@ -290,9 +312,9 @@ fn references_to_what_they_cannot_mean_are_refused_by_name() {
     let fs = LoopFs::new("ext4", 512);
     let redirect = |path: &Path, value: &[u8]| traps::xattr(path, b"trusted.overlay.redirect", value);
     let metacopy = |path: &Path| traps::xattr(path, b"trusted.overlay.metacopy", b"");
-    let fault = |error: SealError| match error {
-        SealError::Reference { path, fault, .. } => (String::from_utf8(path.as_bytes().to_vec()).unwrap(), fault),
-        other => panic!("{other}"),
+    let fault = |error: SealError| {
+        let SealError::Reference { path, fault, .. } = error else { panic!("{error}") };
+        (String::from_utf8(path.as_bytes().to_vec()).unwrap(), fault)
     };
     // Two directories that were one, one in another, and one that is its own parent.
     for (number, values) in [(1, ["/old", "/old"]), (2, ["/old", "/old/sub"]), (3, ["/old/sub", "/old"])] {

@@ -11,9 +11,9 @@ use super::overlay;
 use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsRawFd as _, BorrowedFd};
 use rustix::fs::{
-    AtFlags, Gid, IFlags, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr,
-    fremovexattr, fsetxattr, futimens, getxattr, ioctl_getflags, ioctl_setflags, lgetxattr, listxattr, llistxattr,
-    lremovexattr, lsetxattr, utimensat,
+    AtFlags, FileType, Gid, IFlags, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr,
+    flistxattr, fremovexattr, fsetxattr, futimens, getxattr, ioctl_getflags, ioctl_setflags, lgetxattr, listxattr,
+    llistxattr, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -212,6 +212,15 @@ impl AttrIo {
         }
     }
 
+    /// Returns whether a directory of a layer merges with another than the one of its own name.
+    ///
+    /// # Errors
+    /// If the mark cannot be read.
+    pub fn is_redirected(&mut self, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> Result<bool, TreeError> {
+        let value = self.xattr(target, overlay::REDIRECT).map(|value| value.is_some());
+        value.map_err(|errno| read_error(overlay::REDIRECT, path(), errno))
+    }
+
     /// Reads the metadata of an entry.
     ///
     /// A directory that is in the middle of a fold has the times it had before. That the content of a file is an object
@@ -248,6 +257,33 @@ impl AttrIo {
         let Some(metacopy) = get(overlay::METACOPY)? else { return Ok(None) };
         let redirect = get(overlay::REDIRECT)?;
         object_named(Some(&metacopy), redirect.as_deref(), path)
+    }
+
+    /// Refuses an entry of a layer that means something only over the layers below: a metadata-only file or a redirected
+    /// directory.
+    ///
+    /// # Errors
+    /// [`TreeError::Refused`]; or if its attributes cannot be read.
+    pub fn refuse_reference(
+        &mut self,
+        target: Target<'_>,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<(), TreeError> {
+        let name = match stat.file_type() {
+            FileType::RegularFile => overlay::METACOPY,
+            FileType::Directory => overlay::REDIRECT,
+            FileType::Symlink
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => return Ok(()),
+        };
+        match self.xattr(target, name).map_err(|errno| read_error(name, path(), errno))? {
+            None => Ok(()),
+            Some(value) => Err(refused(name, value, path())),
+        }
     }
 
     /// Reads the metadata of an entry, with references to the layers below and to objects.

@@ -276,7 +276,8 @@ pub(crate) fn kind_of(
         Ok(EntryKind::Whiteout)
     } else if !stat.is_dir() {
         Ok(EntryKind::NonDir)
-    } else if io.is_opaque(target, path)? {
+    } else if io.is_opaque(target, path)? || io.is_redirected(target, path)? {
+        // What a redirected directory shows is not what is below its own name.
         Ok(EntryKind::OpaqueDir)
     } else {
         Ok(EntryKind::Dir)

@@ -10,21 +10,25 @@
 //!
 //! A file with an object has no data here: overlayfs takes it from the object, which `trusted.overlay.redirect` names.
 //! The image is made in two passes over the tree: [`plan()`] finds out where everything goes, [`write()`] writes it in one
-//! go. The bytes depend on the tree, the [`Secret`] and the manifest's name alone.
+//! go. The bytes depend on the tree, the [`Secret`] and the manifest's name alone. [`Image`] reads it back.
 //! The layout is described in `docs/formats/perennial-meta-erofs.md`.
 
 mod crc;
+mod image;
 mod names;
 mod output;
 mod place;
 mod plan;
 mod raw;
 mod secret;
+mod walk;
 mod write;
 mod xattrs;
 
+pub use image::{Found, Image, ImageError, Kind, Nid};
 pub use plan::{Layout, PlanError, plan};
 pub use secret::Secret;
+pub use walk::Directories;
 pub use write::{EncodeError, Identity, write};
 
 use super::canonical::shown;
@@ -63,6 +67,8 @@ pub enum Reason {
     Size,
 }
 
+/// The version of the layout this release writes. No image says it: images are made from manifests, and can be again.
+pub const VERSION: u32 = 1;
 /// Bytes of a block.
 const BLOCK: u64 = 4096;
 /// Inodes begin at multiples of this, in bytes.

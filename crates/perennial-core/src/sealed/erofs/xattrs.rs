@@ -4,10 +4,11 @@ use super::{METACOPY_AT, OPAQUE_AT, Reason};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-/// Pairs of name and value that are remembered as candidates for sharing, and their bytes: a bound on memory. What
-/// comes later is not shared.
+/// Pairs of name and value that are remembered as candidates for sharing: a bound on memory (about 2 MiB). What comes
+/// later is not shared.
 const PAIRS_MAX: usize = 4096;
-const PAIR_BYTES_MAX: usize = 4 << 20;
+/// Longest shared attribute, in bytes: few bytes of an image then never stand for very many.
+pub(super) const ENTRY_BYTES_MAX: u64 = 256;
 /// Bytes of the head of an inode's attributes.
 pub(super) const HEAD_BYTES: u64 = 12;
 /// Most attributes of an inode that can be shared: the count has 8 bits.
@@ -115,7 +116,6 @@ type Pair = (Vec<u8>, Vec<u8>);
 pub(super) struct Sharing {
     /// Where a pair is in the area, if it came twice.
     seen: BTreeMap<Pair, Option<u64>>,
-    seen_bytes: usize,
     /// Bytes of the area.
     area_bytes: u64,
 }
@@ -143,6 +143,9 @@ impl Sharing {
     }
 
     fn place(&mut self, pair: &Pair, entry_bytes: usize) -> Option<u64> {
+        if entry_bytes as u64 > ENTRY_BYTES_MAX {
+            return None;
+        }
         if let Some(place) = self.seen.get_mut(pair) {
             let offset = *place.get_or_insert(self.area_bytes);
             if offset == self.area_bytes {
@@ -150,9 +153,7 @@ impl Sharing {
             }
             return Some(offset);
         }
-        let bytes = self.seen_bytes.saturating_add(entry_bytes);
-        if self.seen.len() < PAIRS_MAX && bytes <= PAIR_BYTES_MAX {
-            self.seen_bytes = bytes;
+        if self.seen.len() < PAIRS_MAX {
             self.seen.insert(pair.clone(), None);
         }
         None

@@ -27,6 +27,16 @@ pub(super) fn unzigzag(number: u64) -> i64 {
     (number >> 1).cast_signed() ^ (number & 1).cast_signed().wrapping_neg()
 }
 
+/// Longest set of extended attributes that is not written again, in bytes of names and values: few bytes of a manifest
+/// then never stand for very many.
+const REPEATED_BYTES_MAX: usize = 256;
+
+/// Returns whether these extended attributes may be called the same as those before.
+pub(super) fn may_repeat(xattrs: &[(Vec<u8>, Vec<u8>)]) -> bool {
+    let bytes = xattrs.iter().map(|(name, value)| name.len().saturating_add(value.len()));
+    bytes.fold(0_usize, usize::saturating_add) <= REPEATED_BYTES_MAX
+}
+
 /// Metadata written before, which the next may refer to.
 #[derive(Debug, Default)]
 pub(super) struct Previous(pub(super) Attributes);
@@ -42,7 +52,7 @@ impl Previous {
         if (previous.uid, previous.gid) == (attributes.uid, attributes.gid) {
             bits |= kind::SAME_OWNER;
         }
-        if previous.xattrs == attributes.xattrs {
+        if previous.xattrs == attributes.xattrs && may_repeat(&attributes.xattrs) {
             bits |= kind::SAME_XATTRS;
         }
         bits

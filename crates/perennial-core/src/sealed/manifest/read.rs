@@ -7,7 +7,7 @@ use super::super::entry::{
 };
 use super::super::io::Source;
 use super::super::object::{OBJECT_ID_BYTES, ObjectId};
-use super::code::{Previous, unzigzag};
+use super::code::{Previous, may_repeat, unzigzag};
 use super::input::Input;
 use super::write::{Table, count_entry};
 use super::{Counts, FLAGS_KNOWN, MAGIC, Malformed, Summary, TRAILER_MAGIC, VERSION, counts_of, kind};
@@ -160,8 +160,10 @@ impl<S: Source> Reader<S> {
         attributes.mtime = Timestamp { seconds, nanoseconds: self.input.short()? };
         if tag & kind::SAME_XATTRS == 0 {
             let xattrs = self.xattrs()?;
-            differs(xattrs != attributes.xattrs)?;
+            differs(xattrs != attributes.xattrs || !may_repeat(&xattrs))?;
             attributes.xattrs = xattrs;
+        } else {
+            differs(may_repeat(&attributes.xattrs))?;
         }
         self.previous = Previous(attributes.clone());
         Ok(attributes)
