@@ -25,7 +25,7 @@ fn big_files(stage: &Stage) -> Result<usize> {
     let mut inodes = BTreeSet::new();
     for top in ["layers", "objects"] {
         let found = run(Command::new("find").arg(stage.root().join(top)).args(["-type", "f", "-printf", "%i %s\n"]))?;
-        for line in found.lines() {
+        for line in String::from_utf8(found.stdout)?.lines() {
             let (inode, size) = line.split_once(' ').ok_or_else(|| anyhow!("{line}"))?;
             if BIG_BYTES.contains(&size.parse()?) {
                 inodes.insert(inode.to_owned());
