@@ -80,6 +80,7 @@ fn repeated_rollback_does_the_same_as_one() -> Result<()> {
     for number in 1..=3 {
         stage.sh_ok("web", &format!("echo {number} >/root/f"))?;
     }
+    stage.quiet()?;
     stage.ok(&["rollback", "web", "--to", "2"])?;
     let once = stage.generations("web")?;
     stage.ok(&["rollback", "web", "--to", "2"])?;

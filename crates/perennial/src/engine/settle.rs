@@ -401,9 +401,11 @@ impl Engine {
         }
         let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(Step::Nothing) };
         let is_auto = doc.value.policy.seal == SealPolicy::Auto;
-        let is_plain = |layer: &LayerState| layer.form == Form::Dir && !layer.unresolved;
-        if is_auto && !self.states(&current.layers)?.iter().all(is_plain) && self.can_seal().is_ok() {
-            // Sealed next, and put together by metadata alone after that.
+        let merged: Vec<LayerId> = current.layers.iter().take(count).cloned().collect();
+        let states = self.states(&merged)?;
+        let is_next = |layer: &LayerState| layer.unresolved || layer.form == Form::Sealed;
+        if is_auto && states.iter().any(|layer| layer.unresolved) || states.iter().all(is_next) {
+            // Sealed next, or never; and put together by metadata alone after that.
             return Ok(Step::Nothing);
         }
         // A fold for another container that shares layers must not move entries while they are read.
