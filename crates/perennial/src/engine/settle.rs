@@ -20,6 +20,7 @@ use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
@@ -316,12 +317,12 @@ impl Engine {
     }
 
     fn is_fold_interrupted(&self, top: &LayerId) -> Result<bool> {
-        let path = self.root.layer_tree(top);
-        // A fold that was at work has ended meanwhile and taken the layer out of every generation.
-        if path.symlink_metadata().is_err() {
-            return Ok(false);
+        match tree::open_tree(&self.root.layer_tree(top)) {
+            Ok(tree) => Ok(tree::fold::is_interrupted(tree.as_fd())?),
+            // It is sealed, or a fold that was at work has ended meanwhile and taken it out of every generation.
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
         }
-        Ok(tree::fold::is_interrupted(tree::open_tree(&path)?.as_fd())?)
     }
 
     /// Finishes a fold unless somebody else is at its layers; returns whether there was nobody.
