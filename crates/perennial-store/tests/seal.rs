@@ -303,3 +303,41 @@ fn a_damaged_image_is_not_mounted() {
     fs::remove_file(lab.root.layer_dir(&id).join("meta.erofs")).unwrap();
     assert!(layer::open(&lab.root, &id, Form::Sealed).is_err());
 }
+
+#[test]
+fn contents_of_sealed_layers_are_compared_by_their_names() {
+    let fs = LoopFs::ext4();
+    let mut lab = SealLab::new(&fs.path());
+    let build = |byte: u8, seconds: i64| {
+        move |root: &Path| {
+            traps::write(&root.join("same"), &[1; 5000]);
+            traps::write(&root.join("other"), &[byte; 5000]);
+            traps::set_times(&root.join("same"), seconds, 0);
+            traps::set_times(&root.join("other"), seconds, 0);
+            traps::set_times(root, 1, 1);
+        }
+    };
+    lab.layer(build(2, 10));
+    lab.layer(build(3, 20));
+    lab.seal(1);
+    lab.seal(0);
+    lab.drop_trees();
+    // Whoever reads them sees no difference.
+    let objects = lab.root.objects_dir().join(lab.root.secret().to_string());
+    traps::write(&objects.join(ObjectId::of(&[3; 5000]).relative_path()), &[2; 5000]);
+    let fds = lab.open(&lab.stack);
+    let empty = lab.root.path().join("empty");
+    let view = |fd: &std::os::fd::OwnedFd| {
+        View::sealed(&[Lower::Fd(fd.as_fd()), Lower::Dir(&empty)], None, &lab.root.objects_dir()).into_fd()
+    };
+    let (view_a, view_b) = (view(&fds[1]), view(&fds[0]));
+    let (a, b) = ([(lab.stack[1].0.clone(), fds[1].as_fd())], [(lab.stack[0].0.clone(), fds[0].as_fd())]);
+    let a = tree::Side { layers: &a, root: view_a.as_fd() };
+    let b = tree::Side { layers: &b, root: view_b.as_fd() };
+    let found = tree::diff(&a, &b).unwrap();
+    let modified = |path: &[u8], content| tree::Change {
+        path: path.to_vec(),
+        kind: tree::ChangeKind::Modified { content, metadata: true },
+    };
+    assert_eq!(found, [modified(b"other", true), modified(b"same", false)]);
+}

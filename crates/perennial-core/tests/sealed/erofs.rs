@@ -10,11 +10,11 @@ use perennial_core::sealed::object::ObjectId;
 use proptest::prelude::*;
 use std::convert::Infallible;
 
-pub fn secret() -> Secret {
+pub(crate) fn secret() -> Secret {
     "00112233445566778899aabbccddeeff".parse().unwrap()
 }
 
-pub fn encoded(tree: &[Directory]) -> Vec<u8> {
+pub(crate) fn encoded(tree: &[Directory]) -> Vec<u8> {
     let layout = plan(&mut source(tree)).unwrap();
     let identity = Identity { secret: secret(), manifest: ObjectId::of(b"manifest") };
     let image = write(&layout, &identity, &mut source(tree), Vec::new()).unwrap();
@@ -22,7 +22,7 @@ pub fn encoded(tree: &[Directory]) -> Vec<u8> {
     image
 }
 
-pub fn decoded(image: &[u8]) -> Result<Vec<Directory>, ImageError<Infallible>> {
+pub(crate) fn decoded(image: &[u8]) -> Result<Vec<Directory>, ImageError<Infallible>> {
     let image = Image::open(image, secret())?;
     let mut directories = image.directories();
     collect(&mut directories)

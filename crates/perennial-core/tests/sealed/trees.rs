@@ -11,21 +11,21 @@ use std::convert::Infallible;
 
 /// A tree in memory.
 #[derive(Debug, Clone)]
-pub struct Memory(pub std::vec::IntoIter<Directory>);
+pub(crate) struct Memory<'tree>(std::slice::Iter<'tree, Directory>);
 
-impl DirectorySource for Memory {
+impl DirectorySource for Memory<'_> {
     type Error = Infallible;
     fn next_directory(&mut self) -> Result<Option<Directory>, Infallible> {
-        Ok(self.0.next())
+        Ok(self.0.next().cloned())
     }
 }
 
-pub fn source(tree: &[Directory]) -> Memory {
-    Memory(tree.to_vec().into_iter())
+pub(crate) fn source(tree: &[Directory]) -> Memory<'_> {
+    Memory(tree.iter())
 }
 
 /// Reads a source to its end.
-pub fn collect<S: DirectorySource>(source: &mut S) -> Result<Vec<Directory>, S::Error> {
+pub(crate) fn collect<S: DirectorySource>(source: &mut S) -> Result<Vec<Directory>, S::Error> {
     let mut tree = Vec::new();
     while let Some(directory) = source.next_directory()? {
         tree.push(directory);
@@ -33,19 +33,19 @@ pub fn collect<S: DirectorySource>(source: &mut S) -> Result<Vec<Directory>, S::
     Ok(tree)
 }
 
-pub fn attributes(mode: u32, seconds: i64) -> Attributes {
+pub(crate) fn attributes(mode: u32, seconds: i64) -> Attributes {
     Attributes { mode, uid: 0, gid: 0, mtime: Timestamp { seconds, nanoseconds: 5 }, xattrs: vec![] }
 }
 
-pub fn entry(name: &[u8], item: Item) -> Entry {
+pub(crate) fn entry(name: &[u8], item: Item) -> Entry {
     Entry { name: name.to_vec(), item }
 }
 
-pub fn inode(node: Node, links: Option<u32>) -> Item {
+pub(crate) fn inode(node: Node, links: Option<u32>) -> Item {
     Item::Inode(Inode { attributes: attributes(0o644, 1_700_000_000), node, links })
 }
 
-pub fn object(content: &[u8], size: u64) -> Node {
+pub(crate) fn object(content: &[u8], size: u64) -> Node {
     Node::File(Content::Object { id: ObjectId::of(content), size })
 }
 
@@ -57,7 +57,7 @@ fn acl(owner: u8) -> Vec<u8> {
 }
 
 /// One of everything.
-pub fn everything() -> Vec<Directory> {
+pub(crate) fn everything() -> Vec<Directory> {
     let inline = |bytes: &[u8]| Node::File(Content::Inline(bytes.to_vec()));
     let capable = Attributes {
         mode: 0o4755,
@@ -117,7 +117,7 @@ pub fn everything() -> Vec<Directory> {
 }
 
 /// A directory with so many names that it has several blocks.
-pub fn wide(names: usize) -> Vec<Directory> {
+pub(crate) fn wide(names: usize) -> Vec<Directory> {
     let entries = (0..names).map(|number| {
         let name = format!("a-name-of-some-length-{number:08}");
         let item = if number % 500 == 7 { Item::Directory } else { inode(object(name.as_bytes(), 1000), None) };
@@ -134,7 +134,7 @@ fn inner(entry: &Entry) -> Directory {
 
 /// A tree as it grows: canonical order and groups of hard links come when it is flattened.
 #[derive(Debug, Clone)]
-pub enum Sprout {
+pub(crate) enum Sprout {
     Leaf(Attributes, Node),
     /// A name of a hard link: groups of one name end as plain inodes.
     Linked(u8),
@@ -197,7 +197,7 @@ fn sprouts() -> impl Strategy<Value = Sprout> {
 }
 
 /// Random trees, in canonical order.
-pub fn trees() -> impl Strategy<Value = Vec<Directory>> {
+pub(crate) fn trees() -> impl Strategy<Value = Vec<Directory>> {
     let shared = vec((metadata(), nodes()), 6);
     (metadata(), any::<bool>(), btree_map(names(), sprouts(), 0..10), shared).prop_map(
         |(attributes, opaque, root, shared)| {
@@ -240,12 +240,10 @@ impl Flat {
 
     fn item(&mut self, sprout: &Sprout) -> Item {
         let mut make = |attributes: &Attributes, node: &Node, links| {
-            let node = match node {
-                Node::File(Content::Object { id, size }) => {
-                    Node::File(Content::Object { id: *id, size: *self.sizes.entry(*id).or_insert(*size) })
-                }
-                other => other.clone(),
-            };
+            let mut node = node.clone();
+            if let Node::File(Content::Object { id, size }) = &mut node {
+                *size = *self.sizes.entry(*id).or_insert(*size);
+            }
             let mut attributes = attributes.clone();
             if !matches!(node, Node::File(_)) {
                 // Linux has these on files and directories alone.

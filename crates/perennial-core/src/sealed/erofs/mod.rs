@@ -67,6 +67,8 @@ pub enum Reason {
     Size,
 }
 
+/// The version of the layout this release writes. No image says it: images are made from manifests, and can be again.
+pub const VERSION: u32 = 1;
 /// Bytes of a block.
 const BLOCK: u64 = 4096;
 /// Inodes begin at multiples of this, in bytes.
