@@ -138,8 +138,13 @@ impl Engine {
 
     /// Returns whether a layer is there in the form its record says.
     pub fn is_whole(&self, id: &LayerId) -> Result<bool> {
+        let form = self.state_of(id)?.form;
+        if form == Form::Dir && layer::has_tree(&self.root, id) {
+            return Ok(true);
+        }
+        // Nothing is locked, so it may have been sealed and its tree gone between the two looks.
         match self.state_of(id)?.form {
-            Form::Dir => Ok(layer::has_tree(&self.root, id)),
+            Form::Dir => Ok(false),
             Form::Sealed => {
                 let directory = self.root.layer_dir(id);
                 let is_file = |name| directory.join(name).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
