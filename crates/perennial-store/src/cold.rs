@@ -169,6 +169,11 @@ impl Cold {
         Ok(self.places.recipes(object).next().is_some() || self.has_chunk(object)?)
     }
 
+    /// Sorts objects by where they are, so that thawing one after the other decompresses each frame about once.
+    pub fn sort(&self, objects: &mut [ObjectId]) {
+        objects.sort_by_cached_key(|object| self.places.near(object));
+    }
+
     /// Reads an object back from packs and compares it with its name.
     ///
     /// # Errors

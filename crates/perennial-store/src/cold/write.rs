@@ -16,7 +16,7 @@ use zstd::zstd_safe::CParameter;
 
 /// Content of a frame, in bytes, before the chunk that fills it: small files compress twice as well together, and the
 /// price of reading one is decompressing the others.
-const FRAME_CONTENT_BYTES: usize = 4 << 20;
+const FRAME_CONTENT_BYTES: usize = 2 << 20;
 /// Chunks of a frame: bounds its table to 2.4 MB.
 const FRAME_CHUNKS_MAX: usize = 1 << 16;
 /// Length of a pack, in bytes, before the frame that fills it.
@@ -26,7 +26,7 @@ const PACK_ENTRIES_MAX: usize = 1 << 18;
 /// Level of zstd: the next three cost twice the time for two hundredths of the size.
 const LEVEL: i32 = 3;
 /// Two to this power is how far back zstd looks, in bytes: a whole frame; any `zstd -d` allows it.
-const WINDOW_LOG: u32 = 23;
+const WINDOW_LOG: u32 = 22;
 /// Name of the file while it is written. There is one writer, so what is there is left over from a crash.
 const INCOMING: &str = ".incoming";
 
