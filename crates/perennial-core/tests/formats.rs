@@ -57,22 +57,33 @@ fn check_frozen<T: Serialize + DeserializeOwned + PartialEq + Debug>(format: For
     assert_eq!(written, read);
 }
 
+/// Formats that are no records: name, versions, how the frozen files end. What these mean is tested in `tests/sealed`.
+const BINARY: [(&str, u32, &str); 4] = [
+    ("perennial-manifest", perennial_core::sealed::manifest::VERSION, "bin"),
+    ("perennial-meta-erofs", perennial_core::sealed::erofs::VERSION, "erofs"),
+    ("perennial-object", perennial_core::sealed::object::VERSION, "txt"),
+    ("perennial-pack", perennial_core::sealed::pack::VERSION, "pack"),
+];
+
 #[test]
 fn every_format_has_a_page_and_one_frozen_file_for_each_version() {
-    let names: BTreeSet<String> = Format::ALL.iter().map(|format| format.name().to_owned()).collect();
-    assert_eq!(names.len(), Format::ALL.len(), "names are not used twice");
+    let records = Format::ALL.iter().map(|format| (format.name(), format.version(), "json"));
+    let all: Vec<(&str, u32, &str)> = records.chain(BINARY).collect();
+    let names: BTreeSet<String> = all.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    assert_eq!(names.len(), all.len(), "names are not used twice");
     let mut pages = names_in(&repository().join("docs/formats"));
     pages.remove("README.md");
     assert_eq!(pages, names.iter().map(|name| format!("{name}.md")).collect());
-    let versions_of = |format: Format| (1..=format.version()).map(move |version| (format, version));
-    let files =
-        Format::ALL.into_iter().flat_map(versions_of).map(|(f, version)| format!("{}-v{version}.json", f.name()));
+    let versions_of = |(name, last, end)| (1..=last).map(move |version| format!("{name}-v{version}.{end}"));
+    let files = all.iter().copied().flat_map(versions_of);
     assert_eq!(names_in(&repository().join("testdata/formats")), files.collect());
-    for format in Format::ALL {
-        let page = repository().join(format!("docs/formats/{}.md", format.name()));
+    for (name, last, _) in all {
+        let page = repository().join(format!("docs/formats/{name}.md"));
         let page = std::fs::read_to_string(page).expect("every format has a page");
-        let versions: Vec<String> = (1..=format.version()).map(|version| version.to_string()).collect();
-        assert!(page.contains(&format!("- Versions: {}\n", versions.join(", "))), "{}", format.name());
+        let versions: Vec<String> = (1..=last).map(|version| version.to_string()).collect();
+        assert!(page.contains(&format!("- Versions: {}\n", versions.join(", "))), "{name}");
+    }
+    for format in Format::ALL {
         for version in 1..=format.version() {
             let head: Value = serde_json::from_slice(&frozen(format, version)).expect("the frozen file is JSON");
             assert_eq!((&head["format"], &head["version"]), (&json!(format.name()), &json!(version)));

@@ -9,12 +9,17 @@
 //! A sealed layer stands for itself: it holds no metadata-only copies and no directory redirects, which the sealer
 //! resolves against the layers below. What it can hold is whiteouts, opaque directories and entries.
 //!
-//! - [`object`]: names of objects. [`entry`]: what a tree is made of.
-//! - [`pack`]: objects of older generations, compressed together; [`chunk`]: where contents are
-//!   cut for it; [`repack`]: when a pack is written anew.
+//! - [`object`]: names of objects. [`entry`]: what a tree is made of; [`canonical`]: in which order.
+//! - [`manifest`]: the bytes of a tree. [`erofs`]: the same tree as the kernel reads it. [`io`]: where bytes go to.
+//! - [`pack`]: objects of older generations, compressed together; [`chunk`]: where contents are cut for it;
+//!   [`repack`]: when a pack is written anew.
 
+pub mod canonical;
 pub mod chunk;
 pub mod entry;
+pub mod erofs;
+pub mod io;
+pub mod manifest;
 pub mod object;
 pub mod pack;
 pub mod repack;

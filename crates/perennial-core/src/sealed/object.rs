@@ -8,6 +8,8 @@ use core::fmt;
 use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 
+/// The version of how objects are named and kept.
+pub const VERSION: u32 = 1;
 /// Length of an object's name, in bytes.
 pub const OBJECT_ID_BYTES: usize = 32;
 /// Hexadecimal digits of an object's name that make its directory.

@@ -1,0 +1,7 @@
+//! The formats of sealed layers: what is written is what is read, and nothing else is read.
+#![cfg(test)]
+
+mod erofs;
+mod frozen;
+mod manifest;
+mod trees;
