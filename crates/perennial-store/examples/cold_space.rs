@@ -59,8 +59,7 @@ fn main() -> anyhow::Result<()> {
             path: path.clone(),
             neighbour: other.and_then(|files| files.get(path)).copied().filter(|neighbour| neighbour != object),
         };
-        let requests: Vec<Request> =
-            files.iter().filter(|(_, object)| !known.contains(*object)).map(request).collect();
+        let requests: Vec<Request> = files.iter().filter(|(_, object)| !known.contains(*object)).map(request).collect();
         known.extend(files.values());
         let (count, start) = (requests.len(), Instant::now());
         let archived = packer.archive(&input, requests, &mut || true)?;
