@@ -7,7 +7,7 @@
 
 use anyhow::Context as _;
 use perennial_core::sealed::object::ObjectId;
-use perennial_store::cold::{Objects, Packer, Request};
+use perennial_store::cold::{HotObjects, Packer, Request};
 use perennial_store::root::{Root, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Objects of the measured generations; what is thawed is not kept.
 struct Input(PathBuf);
 
-impl Objects for Input {
+impl HotObjects for Input {
     fn open(&self, id: &ObjectId) -> std::io::Result<File> {
         File::open(self.0.join("objects").join(id.relative_path()))
     }

@@ -11,7 +11,7 @@
 //! - Damage to a frame costs the chunks in it, damage to an index costs a scan of the pack.
 //! - One process writes at a time ([`Packer`] holds a lock); reading ([`Cold`]) never waits.
 //!
-//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`Objects`]).
+//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`HotObjects`]).
 
 mod archive;
 mod content;
@@ -50,7 +50,7 @@ const LOOKS_MAX: u32 = 8;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where objects are kept when they are not in packs.
-pub trait Objects {
+pub trait HotObjects {
     /// Opens an object for reading.
     ///
     /// # Errors
@@ -187,7 +187,7 @@ impl Cold {
     ///
     /// # Errors
     /// [`ColdError`]; nothing has then changed.
-    pub fn thaw(&mut self, object: &ObjectId, objects: &impl Objects) -> Result<(), ColdError> {
+    pub fn thaw(&mut self, object: &ObjectId, objects: &impl HotObjects) -> Result<(), ColdError> {
         let staging = self.staging.clone();
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(OBJECT_MODE);
@@ -258,6 +258,7 @@ impl Packer {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(ColdError::io("lock", &path)(errno.into())),
         }
+        write::discard_incoming(&path).map_err(ColdError::io("remove what a crash left in", &path))?;
         // Another may have written until now.
         Ok(Some(Self { cold: Cold::open(root)?, _lock: lock }))
     }

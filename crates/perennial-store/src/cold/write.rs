@@ -41,6 +41,23 @@ pub(super) struct PackWriter {
     chunks: Vec<Chunk>,
     index: Index,
     known: HashSet<ObjectId>,
+    named: bool,
+}
+
+impl Drop for PackWriter {
+    fn drop(&mut self) {
+        if !self.named {
+            discard_incoming(&self.directory).ok();
+        }
+    }
+}
+
+/// Removes what is left of a pack that was not finished: its writer is gone.
+pub(super) fn discard_incoming(directory: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(directory.join(INCOMING)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// A pack that is durable.
@@ -70,6 +87,7 @@ impl PackWriter {
             chunks: Vec::new(),
             index: Index::default(),
             known: HashSet::new(),
+            named: false,
         })
     }
 
@@ -124,6 +142,7 @@ impl PackWriter {
         let id = ObjectId::new(*self.hasher.finalize().as_bytes());
         let path = pack_path(&self.directory, &id);
         std::fs::rename(&incoming, &path).map_err(ColdError::io("rename a pack to", &path))?;
+        self.named = true;
         atomic::sync_directory(&self.directory).map_err(ColdError::io("sync", &self.directory))?;
         let Section::Index(index) = section else { return Err(ColdError::Encode(PackError::NotASection)) };
         Ok(Written { id, bytes: self.bytes, index })
