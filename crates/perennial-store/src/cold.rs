@@ -217,12 +217,22 @@ impl Cold {
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
     ) -> Result<(), ColdError> {
         let parts = self.parts(object)?;
+        self.assemble(object, &parts, sink)
+    }
+
+    /// Hands the stretches of an object, which has these parts, to `sink`.
+    fn assemble(
+        &mut self,
+        object: &ObjectId,
+        parts: &[Part],
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
+    ) -> Result<(), ColdError> {
         let mut hasher = blake3::Hasher::new();
         for part in parts {
             match part {
                 Part::Zeros(bytes) => {
-                    hash_zeros(&mut hasher, bytes);
-                    sink(Piece::Zeros(bytes))?;
+                    hash_zeros(&mut hasher, *bytes);
+                    sink(Piece::Zeros(*bytes))?;
                 }
                 Part::Chunk(chunk) => {
                     let content = self.chunk(&chunk.id)?;

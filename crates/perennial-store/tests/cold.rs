@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::pack::{HEAD_BYTES, TRAILER_BYTES};
+use perennial_core::sealed::pack::{HEAD_BYTES, Part, Recipe, Section, TRAILER_BYTES};
 use perennial_store::cold::{Archived, Cold, ColdError, HotObjects, Packer, Refusal, Request};
 use perennial_store::root::{Root, Wait};
 use std::fs::{self, File, OpenOptions};
@@ -300,6 +300,34 @@ fn a_damaged_end_costs_a_scan_and_nothing_else() {
     file.read_exact_at(&mut index_offset, bytes - TRAILER_BYTES as u64 + HEAD_BYTES as u64).unwrap();
     file.set_len(u64::from_le_bytes(index_offset)).unwrap();
     stage.assert_thaws(&ids);
+}
+
+#[test]
+fn recipes_planted_in_a_content_do_no_harm() {
+    let stage = Stage::new();
+    let (whole, cut) = (stage.objects.put(&noise(1, 5_000)), stage.objects.put(&noise(2, 1_000_000)));
+    let sections = [whole, cut].map(|object| {
+        let recipe = Recipe { object, parts: vec![Part::Zeros(1_000_000)] };
+        Section::Recipe(recipe).encode().unwrap()
+    });
+    let [of_whole, of_cut] = sections.clone();
+    let planted = [noise(3, 20_000), of_whole, noise(5, 20_000), of_cut];
+    let planted = stage.objects.put(&planted.concat());
+    // The planted ones come first, in a frame of their own: the next begins after 2 MiB.
+    let filler = stage.objects.put(&noise(4, 2 << 20));
+    let order = [(planted, "1"), (filler, "2"), (whole, "3"), (cut, "4")];
+    let requests = order.into_iter().map(|(object, path)| request(object, path)).collect();
+    let [(pack, bytes)] = stage.archive(requests).packs[..] else { panic!("one pack") };
+    let raw = fs::read(stage.pack_path(&pack)).unwrap();
+    for recipe in sections {
+        assert!(raw.windows(recipe.len()).any(|window| window == recipe), "it is in the pack as it is");
+    }
+    flip(&stage.pack_path(&pack), 60);
+    flip(&stage.pack_path(&pack), bytes - 1);
+    let mut cold = Cold::open(&stage.root).unwrap();
+    assert_eq!(cold.scanned(), [pack]);
+    assert!(matches!(cold.check(&planted), Err(ColdError::Unknown { .. })));
+    stage.assert_thaws(&[whole, cut]);
 }
 
 #[test]

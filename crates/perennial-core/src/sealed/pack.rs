@@ -15,6 +15,7 @@
 //!
 //! This module knows sections; payloads are opaque bytes to it. Nothing here panics, whatever the bytes.
 
+use super::chunk::CONTENT_BYTES_MAX;
 use super::object::{OBJECT_ID_BYTES, ObjectId};
 use alloc::vec::Vec;
 
@@ -392,8 +393,8 @@ impl Recipe {
             });
         }
         let recipe = Self { object, parts };
-        recipe.bytes().ok_or(PackError::Malformed("the object is too large"))?;
-        Ok(recipe)
+        let possible = recipe.bytes().is_some_and(|bytes| bytes <= CONTENT_BYTES_MAX);
+        if possible { Ok(recipe) } else { Err(PackError::Malformed("the object is too large")) }
     }
 }
 
