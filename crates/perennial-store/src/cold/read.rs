@@ -13,8 +13,8 @@ use std::rc::Rc;
 /// Decompressed frames kept, 2 MiB each. What was written in one go is read in the same order, so one frame is enough
 /// for it; a file that many generations rewrote in places has a frame of each of them in use at a time.
 const FRAMES_KEPT: usize = 16;
-/// Tables of frames kept, at most 150 kB each where all files are small.
-const TABLES_KEPT: usize = 64;
+/// Tables of frames kept, 600 kB each where all files are as small as objects get.
+const TABLES_KEPT: usize = 32;
 
 type FrameKey = (ObjectId, u64);
 

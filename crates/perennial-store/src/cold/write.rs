@@ -14,16 +14,16 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use zstd::zstd_safe::CParameter;
 
-/// Content of a frame, in bytes, before the chunk that fills it: small files compress twice as well together, and the
-/// price of reading one is decompressing the others.
+/// Content of a frame, in bytes, before the chunk that fills it. Files compress better together (4 MiB saves another
+/// 0.5 % at most); the price of reading one is decompressing the others, some milliseconds.
 const FRAME_CONTENT_BYTES: usize = 2 << 20;
 /// Chunks of a frame: bounds its table to 2.4 MB.
 const FRAME_CHUNKS_MAX: usize = 1 << 16;
 /// Length of a pack, in bytes, before the frame that fills it.
 const PACK_BYTES: u64 = 32 << 20;
-/// Chunks and recipes of a pack: bounds its index to 23 MB.
+/// Chunks and recipes of a pack: bounds its index to 12 MB.
 const PACK_ENTRIES_MAX: usize = 1 << 18;
-/// Level of zstd: the next three cost twice the time for two hundredths of the size.
+/// Level of zstd: 6 takes 2.8 times as long for 6 % less, 1 two thirds for 4 % more (pieces of 64 KiB).
 const LEVEL: i32 = 3;
 /// Two to this power is how far back zstd looks, in bytes: a whole frame; any `zstd -d` allows it.
 const WINDOW_LOG: u32 = 22;
