@@ -7,7 +7,7 @@
 
 use anyhow::Context as _;
 use perennial_core::sealed::object::ObjectId;
-use perennial_store::cold::{Objects, Packer, Request};
+use perennial_store::cold::{HotObjects, Packer, Request};
 use perennial_store::root::{Root, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Objects of the measured generations; what is thawed is not kept.
 struct Input(PathBuf);
 
-impl Objects for Input {
+impl HotObjects for Input {
     fn open(&self, id: &ObjectId) -> std::io::Result<File> {
         File::open(self.0.join("objects").join(id.relative_path()))
     }
@@ -69,9 +69,11 @@ fn main() -> anyhow::Result<()> {
         println!("{} objects {count} bytes {total} seconds {:.2}", number + 1, start.elapsed().as_secs_f64());
     }
     let start = Instant::now();
-    for object in &known {
+    let mut objects: Vec<ObjectId> = known.into_iter().collect();
+    packer.cold().sort(&mut objects);
+    for object in &objects {
         packer.cold().thaw(object, &input)?;
     }
-    println!("thawed {} objects by id, seconds {:.2}", known.len(), start.elapsed().as_secs_f64());
+    println!("thawed {} objects, seconds {:.2}", objects.len(), start.elapsed().as_secs_f64());
     Ok(())
 }

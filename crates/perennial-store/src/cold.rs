@@ -11,7 +11,7 @@
 //! - Damage to a frame costs the chunks in it, damage to an index costs a scan of the pack.
 //! - One process writes at a time ([`Packer`] holds a lock); reading ([`Cold`]) never waits.
 //!
-//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`Objects`]).
+//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`HotObjects`]).
 
 mod archive;
 mod content;
@@ -50,7 +50,7 @@ const LOOKS_MAX: u32 = 8;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where objects are kept when they are not in packs.
-pub trait Objects {
+pub trait HotObjects {
     /// Opens an object for reading.
     ///
     /// # Errors
@@ -169,6 +169,11 @@ impl Cold {
         Ok(self.places.recipes(object).next().is_some() || self.has_chunk(object)?)
     }
 
+    /// Sorts objects by where they are, so that thawing one after the other decompresses each frame about once.
+    pub fn sort(&self, objects: &mut [ObjectId]) {
+        objects.sort_by_cached_key(|object| self.places.near(object));
+    }
+
     /// Reads an object back from packs and compares it with its name.
     ///
     /// # Errors
@@ -182,7 +187,7 @@ impl Cold {
     ///
     /// # Errors
     /// [`ColdError`]; nothing has then changed.
-    pub fn thaw(&mut self, object: &ObjectId, objects: &impl Objects) -> Result<(), ColdError> {
+    pub fn thaw(&mut self, object: &ObjectId, objects: &impl HotObjects) -> Result<(), ColdError> {
         let staging = self.staging.clone();
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(OBJECT_MODE);
@@ -212,12 +217,22 @@ impl Cold {
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
     ) -> Result<(), ColdError> {
         let parts = self.parts(object)?;
+        self.assemble(object, &parts, sink)
+    }
+
+    /// Hands the stretches of an object, which has these parts, to `sink`.
+    fn assemble(
+        &mut self,
+        object: &ObjectId,
+        parts: &[Part],
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
+    ) -> Result<(), ColdError> {
         let mut hasher = blake3::Hasher::new();
         for part in parts {
             match part {
                 Part::Zeros(bytes) => {
-                    hash_zeros(&mut hasher, bytes);
-                    sink(Piece::Zeros(bytes))?;
+                    hash_zeros(&mut hasher, *bytes);
+                    sink(Piece::Zeros(*bytes))?;
                 }
                 Part::Chunk(chunk) => {
                     let content = self.chunk(&chunk.id)?;
@@ -253,6 +268,7 @@ impl Packer {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(ColdError::io("lock", &path)(errno.into())),
         }
+        write::discard_incoming(&path).map_err(ColdError::io("remove what a crash left in", &path))?;
         // Another may have written until now.
         Ok(Some(Self { cold: Cold::open(root)?, _lock: lock }))
     }

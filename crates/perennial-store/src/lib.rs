@@ -6,6 +6,7 @@
 //!   records.db       containers, images, layers, events (SQLite, durable at each commit)
 //!   layers/<id>/     tree/ (an overlay upper that is never written again) and layer.json
 //!   objects/         file contents, each once, under a secret name
+//!   packs/           objects of older generations, chunked and compressed together
 //!   runs/<id>/       upper, work, merged and bundle of one run
 //!   oci/             the OCI runtime's own state
 //!   logs/<id>/       what a container has printed
