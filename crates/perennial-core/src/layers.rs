@@ -31,6 +31,8 @@ pub enum Form {
     /// A directory in the format of an overlayfs upper directory.
     #[default]
     Dir,
+    /// A manifest whose file contents are objects, and an EROFS image of the same tree; see [`crate::sealed`].
+    Sealed,
 }
 
 /// The record of a layer, kept beside its tree.

@@ -2,11 +2,14 @@
 
 use crate::atomic;
 use crate::root::Root;
+use crate::sealed::{self, MountImageError};
+use crate::tree::{self, TreeError};
 use perennial_core::format::{self, DecodeError, Format};
 use perennial_core::id::{ContainerId, Digest, LayerId, RunId};
+use perennial_core::layers::Form;
 use perennial_core::time::Time;
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Body of `layer.json`: enough to know, without any record, what a layer is and whose it was.
@@ -67,6 +70,17 @@ pub enum LayerError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The tree cannot be opened.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The metadata image of a sealed layer cannot be mounted.
+    #[error("{}", path.display())]
+    Image {
+        /// Directory of the layer.
+        path: PathBuf,
+        /// Why.
+        source: MountImageError,
     },
     /// `layer.json` is damaged or of a newer release.
     #[error("{}", path.display())]
@@ -135,6 +149,22 @@ pub fn describe(root: &Root, layer: &LayerId) -> Result<LayerFile, LayerError> {
 #[must_use]
 pub fn has_tree(root: &Root, layer: &LayerId) -> bool {
     root.layer_tree(layer).symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Opens the tree of a layer: its directory, or a mount of its metadata image, which ends with the descriptor
+/// ([`sealed::open_tree`]).
+///
+/// # Errors
+/// [`LayerError`].
+pub fn open(root: &Root, layer: &LayerId, form: Form) -> Result<OwnedFd, LayerError> {
+    match form {
+        Form::Dir => Ok(tree::open_tree(&root.layer_tree(layer))?),
+        Form::Sealed => {
+            let path = root.layer_dir(layer);
+            let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
+            sealed::open_tree(directory.as_fd()).map_err(|source| LayerError::Image { path, source })
+        }
+    }
 }
 
 /// Names tried in the trash: the same thing can be there again only after a crash and a repetition.

@@ -6,6 +6,7 @@
 //!   records.db       containers, images, layers, events (SQLite, durable at each commit)
 //!   layers/<id>/     tree/ (an overlay upper that is never written again) and layer.json
 //!   packs/           objects of older generations, chunked and compressed together
+//!   objects/         file contents, each once, under a secret name
 //!   runs/<id>/       upper, work, merged and bundle of one run
 //!   oci/             the OCI runtime's own state
 //!   logs/<id>/       what a container has printed
@@ -19,6 +20,7 @@
 //! - [`records`]: the record store behind one small trait.
 //! - [`cold`]: packs of older generations' objects.
 //! - [`layer`]: layer directories: publish, describe, discard.
+//! - [`objects`]: contents of files, named by what is in them; [`sealed`]: layers made of them.
 //! - [`tree`]: trees of files, as overlayfs writes them: walk, measure, materialise, fold, compare.
 //!
 //! What this crate does not know: containers' lives (that is `perennial-core`) and mounting (`perennial-runtime`).
@@ -26,6 +28,8 @@
 pub mod atomic;
 pub mod cold;
 pub mod layer;
+pub mod objects;
 pub mod records;
 pub mod root;
+pub mod sealed;
 pub mod tree;

@@ -11,7 +11,64 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 /// Directories every root has.
-const DIRECTORIES: [&str; 6] = ["layers", "runs", "locks", "staging", "trash", "oci"];
+const DIRECTORIES: [&str; 7] = ["layers", "runs", "locks", "staging", "trash", "oci", "objects"];
+
+/// Bytes of a [`Secret`].
+const SECRET_BYTES: usize = 16;
+
+/// Name of the directory of objects: random, so that no tree holds a path that begins with it and could pass for an
+/// object (the research calls it redirect hijack). As text 32 lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Secret([u8; SECRET_BYTES]);
+
+impl Secret {
+    /// Makes one of random bytes.
+    #[must_use]
+    pub const fn from_random(random: [u8; SECRET_BYTES]) -> Self {
+        Self(random)
+    }
+
+    /// Returns it as the encoder of metadata images takes it.
+    #[must_use]
+    pub const fn for_image(&self) -> perennial_core::sealed::erofs::Secret {
+        perennial_core::sealed::erofs::Secret::from_random(self.0)
+    }
+}
+
+impl std::fmt::Display for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl From<Secret> for String {
+    fn from(secret: Secret) -> Self {
+        secret.to_string()
+    }
+}
+
+impl TryFrom<String> for Secret {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let malformed = "the name of the directory of objects is not 32 lower-case hexadecimal digits";
+        if text.len() != SECRET_BYTES * 2 {
+            return Err(malformed);
+        }
+        let mut bytes = [0; SECRET_BYTES];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let [high, low] = *pair else { return Err(malformed) };
+            let digit = |digit: u8| match digit {
+                b'0'..=b'9' => Some(digit.wrapping_sub(b'0')),
+                b'a'..=b'f' => Some(digit.wrapping_sub(b'a').wrapping_add(10)),
+                _ => None,
+            };
+            let (high, low) = digit(high).zip(digit(low)).ok_or(malformed)?;
+            *byte = (high << 4) | low;
+        }
+        Ok(Self(bytes))
+    }
+}
 
 /// Body of `format.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,12 +77,16 @@ pub struct RootRecord {
     pub created_at: Time,
     /// How layers are stored: `dir`.
     pub layer_form: String,
+    /// Name of the directory of objects; roots of older releases have none until they are opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Secret>,
 }
 
 /// An open root.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
+    secret: Secret,
 }
 
 /// Why a root cannot be used; nothing has changed in it.
@@ -132,9 +193,11 @@ impl Lock {
 impl Root {
     /// Opens the root at `path`, making it where it does not exist or is empty.
     ///
+    /// `random` becomes the name of the directory of objects where the root has none yet.
+    ///
     /// # Errors
     /// [`RootError`], before anything is changed.
-    pub fn open_or_create(path: &Path, now: Time) -> Result<Self, RootError> {
+    pub fn open_or_create(path: &Path, now: Time, random: Secret) -> Result<Self, RootError> {
         let io = |action, path: &Path| {
             let path = path.to_path_buf();
             move |source| RootError::Io { action, path, source }
@@ -156,15 +219,13 @@ impl Root {
         if !path.is_dir() {
             return Err(RootError::NotADirectory { path });
         }
-        let record = path.join("format.json");
-        match std::fs::read(&record) {
-            Ok(bytes) => {
-                format::decode::<RootRecord>(Format::Root, &bytes)
-                    .map_err(|source| RootError::Format { path: record, source })?;
+        let recorded = match read_record(&path)? {
+            Some(record) => record.objects,
+            None => {
+                Self::create(&path, now, random)?;
+                read_record(&path)?.and_then(|record| record.objects)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(&path, now)?,
-            Err(error) => return Err(io("read", &record)(error)),
-        }
+        };
         check_owner(&path)?;
         for directory in DIRECTORIES {
             let directory = path.join(directory);
@@ -172,10 +233,14 @@ impl Root {
                 make_directory(&directory)?;
             }
         }
-        Ok(Self { path })
+        let secret = match recorded {
+            Some(secret) => secret,
+            None => add_secret(&path, random)?,
+        };
+        Ok(Self { path, secret })
     }
 
-    fn create(path: &Path, now: Time) -> Result<(), RootError> {
+    fn create(path: &Path, now: Time, random: Secret) -> Result<(), RootError> {
         refuse_nested(path)?;
         let io = |action, source| RootError::Io { action, path: path.to_path_buf(), source };
         let directory = atomic::open_directory(path).map_err(|error| io("open", error))?;
@@ -198,7 +263,7 @@ impl Root {
         for directory in DIRECTORIES {
             make_directory(&path.join(directory))?;
         }
-        let record = RootRecord { created_at: now, layer_form: "dir".into() };
+        let record = RootRecord { created_at: now, layer_form: "dir".into(), objects: Some(random) };
         atomic::write(directory.as_fd(), "format.json", &format::encode(Format::Root, &record))
             .map_err(|error| io("write format.json in", error))?;
         if let Some(parent) = path.parent() {
@@ -211,6 +276,19 @@ impl Root {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the directory that overlayfs gets as its data-only layer: it holds the directory of objects, under its
+    /// secret name.
+    #[must_use]
+    pub fn objects_dir(&self) -> PathBuf {
+        self.path.join("objects")
+    }
+
+    /// Returns the name of the directory of objects.
+    #[must_use]
+    pub const fn secret(&self) -> &Secret {
+        &self.secret
     }
 
     /// Returns the path of the record store.
@@ -301,6 +379,23 @@ impl Root {
         self.lock("images", mode, wait)
     }
 
+    /// Locks the objects: shared while some are stored that no manifest on disk names yet, exclusive for removing those
+    /// that none names.
+    ///
+    /// # Errors
+    /// [`RootError::Io`]; `Ok(None)` where it is held by another and `wait` is [`Wait::Never`].
+    pub fn lock_objects(&self, mode: LockMode, wait: Wait) -> Result<Option<Lock>, RootError> {
+        self.lock("objects", mode, wait)
+    }
+
+    /// Locks the sealing of a layer: one process at a time does it.
+    ///
+    /// # Errors
+    /// [`RootError::Io`]; `Ok(None)` where it is held by another.
+    pub fn lock_seal(&self, layer: &LayerId) -> Result<Option<Lock>, RootError> {
+        self.lock(&format!("seal-{layer}"), LockMode::Exclusive, Wait::Never)
+    }
+
     /// Asks background work to give way, until the lock is dropped or its holder dies.
     ///
     /// # Errors
@@ -351,6 +446,35 @@ impl Root {
             }
         }
     }
+}
+
+fn read_record(root: &Path) -> Result<Option<RootRecord>, RootError> {
+    let path = root.join("format.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let decoded = format::decode(Format::Root, &bytes);
+            decoded.map(Some).map_err(|source| RootError::Format { path, source })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RootError::Io { action: "read", path, source }),
+    }
+}
+
+/// Gives a root of an older release its directory of objects; of several first commands one does.
+fn add_secret(root: &Path, random: Secret) -> Result<Secret, RootError> {
+    let io = |action, source| RootError::Io { action, path: root.to_path_buf(), source };
+    let directory = atomic::open_directory(root).map_err(|error| io("open", error))?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive).map_err(|error| io("lock", error.into()))?;
+    let Some(mut record) = read_record(root)? else {
+        return Err(io("find format.json in", std::io::ErrorKind::NotFound.into()));
+    };
+    if let Some(present) = record.objects {
+        return Ok(present);
+    }
+    record.objects = Some(random);
+    atomic::write(directory.as_fd(), "format.json", &format::encode(Format::Root, &record))
+        .map_err(|error| io("write format.json in", error))?;
+    Ok(random)
 }
 
 fn make_directory(path: &Path) -> Result<(), RootError> {

@@ -3,7 +3,7 @@
 use perennial_core::format::{Format, decode, encode};
 use perennial_core::id::{ContainerId, Digest, LayerId, RunId};
 use perennial_store::layer::{LayerFile, LayerOrigin};
-use perennial_store::root::RootRecord;
+use perennial_store::root::{Root, RootRecord, Secret};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -24,7 +24,7 @@ fn check_frozen<T: Serialize + DeserializeOwned + PartialEq + Debug>(format: For
 #[test]
 fn the_frozen_root_means_what_it_meant() {
     let created_at = "2026-11-22T17:00:00Z".parse().unwrap();
-    check_frozen(Format::Root, &RootRecord { created_at, layer_form: "dir".into() });
+    check_frozen(Format::Root, &RootRecord { created_at, layer_form: "dir".into(), objects: None });
 }
 
 #[test]
@@ -57,5 +57,25 @@ fn every_origin_of_a_layer_survives_a_round_trip() {
         let created_at = "2026-11-22T19:10:00Z".parse().unwrap();
         let file = LayerFile { id: layer(3), created_at, origin, bytes: 1, entries: 1 };
         assert_eq!(decode(Format::LayerFile, &encode(Format::LayerFile, &file)), Ok(file));
+    }
+}
+
+#[test]
+fn a_root_gets_a_directory_of_objects_once_and_keeps_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("root");
+    let now = "2026-11-22T17:00:00Z".parse().unwrap();
+    let open = |random| *Root::open_or_create(&path, now, Secret::from_random([random; 16])).unwrap().secret();
+    assert_eq!(open(0xab).to_string(), "ab".repeat(16));
+    assert_eq!(open(0xcd), Secret::from_random([0xab; 16]));
+    // What an older release wrote.
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/formats/perennial-root-v1.json");
+    std::fs::copy(frozen, path.join("format.json")).unwrap();
+    assert_eq!(open(0xef), Secret::from_random([0xef; 16]));
+    assert_eq!(open(0x12), Secret::from_random([0xef; 16]));
+    let record: RootRecord = decode(Format::Root, &std::fs::read(path.join("format.json")).unwrap()).unwrap();
+    assert_eq!(record.objects, Some(Secret::from_random([0xef; 16])));
+    for malformed in ["", "ab", &"AB".repeat(16), &"g".repeat(32), &"a".repeat(33)] {
+        assert!(Secret::try_from(malformed.to_owned()).is_err(), "{malformed}");
     }
 }

@@ -8,11 +8,12 @@
 use super::cursor::EntryStat;
 use super::error::{EntryPath, TreeError};
 use super::overlay;
+use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsRawFd as _, BorrowedFd};
 use rustix::fs::{
-    AtFlags, Gid, IFlags, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr,
-    fremovexattr, fsetxattr, futimens, ioctl_getflags, ioctl_setflags, lgetxattr, llistxattr, lremovexattr, lsetxattr,
-    utimensat,
+    AtFlags, FileType, Gid, IFlags, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr,
+    flistxattr, fremovexattr, fsetxattr, futimens, getxattr, ioctl_getflags, ioctl_setflags, lgetxattr, listxattr,
+    llistxattr, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -76,9 +77,20 @@ pub enum Target<'a> {
     Named(BorrowedFd<'a>, &'a CStr),
 }
 
+/// What the trees are whose entries are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// Layers, in which overlayfs' attributes are overlayfs'.
+    #[default]
+    Layers,
+    /// Mounted views of a container, in which attributes of these names are the container's own.
+    Views,
+}
+
 /// Reads and applies metadata; holds the buffers.
 #[derive(Debug)]
 pub struct AttrIo {
+    reading: Reading,
     list: Vec<u8>,
     value: Vec<u8>,
     proc_path: Vec<u8>,
@@ -86,7 +98,7 @@ pub struct AttrIo {
 
 impl Default for AttrIo {
     fn default() -> Self {
-        Self { list: vec![0; XATTR_BYTES_MAX], value: vec![0; XATTR_BYTES_MAX], proc_path: Vec::new() }
+        Self::new(Reading::Layers)
     }
 }
 
@@ -98,7 +110,22 @@ fn proc_path<'a>(buffer: &'a mut Vec<u8>, dir: BorrowedFd<'_>, name: &CStr) -> &
     buffer
 }
 
+/// Names a descriptor that only refers to a directory (`O_PATH`), as mounts are held by.
+fn proc_fd<'a>(buffer: &'a mut Vec<u8>, fd: BorrowedFd<'_>) -> &'a [u8] {
+    buffer.clear();
+    // Writing to memory does not fail.
+    write!(buffer, "/proc/self/fd/{}", fd.as_raw_fd()).unwrap_or_default();
+    buffer
+}
+
 impl AttrIo {
+    /// Makes one for entries of layers or of views.
+    #[must_use]
+    pub fn new(reading: Reading) -> Self {
+        let (list, value) = (vec![0; XATTR_BYTES_MAX], vec![0; XATTR_BYTES_MAX]);
+        Self { reading, list, value, proc_path: Vec::new() }
+    }
+
     /// Lists the names of the extended attributes.
     ///
     /// # Errors
@@ -106,7 +133,10 @@ impl AttrIo {
     pub fn xattr_names(&mut self, target: Target<'_>) -> Result<Vec<CString>, Errno> {
         let list = self.list.as_mut_slice();
         let listed = match target {
-            Target::Open(fd) => flistxattr(fd, list),
+            Target::Open(fd) => match flistxattr(fd, &mut *list) {
+                Err(Errno::BADF) => listxattr(proc_fd(&mut self.proc_path, fd), list),
+                listed => listed,
+            },
             Target::Named(dir, name) => llistxattr(proc_path(&mut self.proc_path, dir, name), list),
         };
         let length = match listed {
@@ -128,7 +158,10 @@ impl AttrIo {
     pub fn xattr(&mut self, target: Target<'_>, xattr: &CStr) -> Result<Option<&[u8]>, Errno> {
         let value = self.value.as_mut_slice();
         let length = match target {
-            Target::Open(fd) => fgetxattr(fd, xattr, value),
+            Target::Open(fd) => match fgetxattr(fd, xattr, &mut *value) {
+                Err(Errno::BADF) => getxattr(proc_fd(&mut self.proc_path, fd), xattr, value),
+                length => length,
+            },
             Target::Named(dir, name) => lgetxattr(proc_path(&mut self.proc_path, dir, name), xattr, value),
         };
         match length {
@@ -179,13 +212,85 @@ impl AttrIo {
         }
     }
 
+    /// Returns whether a directory of a layer merges with another than the one of its own name.
+    ///
+    /// # Errors
+    /// If the mark cannot be read.
+    pub fn is_redirected(&mut self, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> Result<bool, TreeError> {
+        let value = self.xattr(target, overlay::REDIRECT).map(|value| value.is_some());
+        value.map_err(|errno| read_error(overlay::REDIRECT, path(), errno))
+    }
+
     /// Reads the metadata of an entry.
     ///
-    /// A directory that is in the middle of a fold has the times it had before.
+    /// A directory that is in the middle of a fold has the times it had before. That the content of a file is an object
+    /// is not among its attributes ([`AttrIo::object`]).
+    ///
+    /// # Errors
+    /// If something cannot be read, or the entry means something only over the layers below.
+    pub fn read(
+        &mut self,
+        target: Target<'_>,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<Attrs, TreeError> {
+        let mut attrs = self.read_as_is(target, stat, path)?;
+        if self.reading == Reading::Layers {
+            let (metacopy, redirect) = (attrs.xattrs.remove(overlay::METACOPY), attrs.xattrs.remove(overlay::REDIRECT));
+            object_named(metacopy.as_deref(), redirect.as_deref(), path)?;
+        }
+        Ok(attrs)
+    }
+
+    /// Returns the object that is the content of a file of a sealed layer.
+    ///
+    /// # Errors
+    /// If something cannot be read, or the file's content is that of a file in the layers below.
+    pub fn object(&mut self, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> Result<Option<ObjectId>, TreeError> {
+        if self.reading == Reading::Views {
+            return Ok(None);
+        }
+        let mut get = |name: &CStr| {
+            let value = self.xattr(target, name).map(|value| value.map(<[u8]>::to_vec));
+            value.map_err(|errno| read_error(name, path(), errno))
+        };
+        let Some(metacopy) = get(overlay::METACOPY)? else { return Ok(None) };
+        let redirect = get(overlay::REDIRECT)?;
+        object_named(Some(&metacopy), redirect.as_deref(), path)
+    }
+
+    /// Refuses an entry of a layer that means something only over the layers below: a metadata-only file or a redirected
+    /// directory.
+    ///
+    /// # Errors
+    /// [`TreeError::Refused`]; or if its attributes cannot be read.
+    pub fn refuse_reference(
+        &mut self,
+        target: Target<'_>,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<(), TreeError> {
+        let name = match stat.file_type() {
+            FileType::RegularFile => overlay::METACOPY,
+            FileType::Directory => overlay::REDIRECT,
+            FileType::Symlink
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => return Ok(()),
+        };
+        match self.xattr(target, name).map_err(|errno| read_error(name, path(), errno))? {
+            None => Ok(()),
+            Some(value) => Err(refused(name, value, path())),
+        }
+    }
+
+    /// Reads the metadata of an entry, with references to the layers below and to objects.
     ///
     /// # Errors
     /// If something cannot be read.
-    pub fn read(
+    pub fn read_as_is(
         &mut self,
         target: Target<'_>,
         stat: &EntryStat,
@@ -268,6 +373,23 @@ impl AttrIo {
                 .map_err(|errno| attribute_error("set", &name.to_string_lossy(), path(), errno))?;
         }
         Ok(())
+    }
+}
+
+/// Returns the object that a file of a sealed layer names; refuses references to anything else.
+fn object_named(
+    metacopy: Option<&[u8]>,
+    redirect: Option<&[u8]>,
+    path: &dyn Fn() -> EntryPath,
+) -> Result<Option<ObjectId>, TreeError> {
+    match (metacopy, redirect) {
+        (None, None) => Ok(None),
+        (Some(value), None) => Err(refused(overlay::METACOPY, value, path())),
+        (None, Some(value)) => Err(refused(overlay::REDIRECT, value, path())),
+        (Some(_), Some(value)) => match overlay::decode_object(value) {
+            Some((_, id)) => Ok(Some(id)),
+            None => Err(refused(overlay::REDIRECT, value, path())),
+        },
     }
 }
 

@@ -88,16 +88,32 @@ impl BelowView {
     /// # Errors
     /// If a layer cannot be read.
     pub fn shows(&mut self, name: &CStr) -> Result<Below, TreeError> {
+        Ok(if self.find(name)?.is_some() { Below::Visible } else { Below::Absent })
+    }
+
+    /// Looks for a name in the present directory: the layer that shows it, and its entry there.
+    pub(crate) fn find(&mut self, name: &CStr) -> Result<Option<(usize, EntryStat)>, TreeError> {
         self.catch_up()?;
         for layer in self.taking_part.last().into_iter().flatten() {
             let Some(cursor) = self.cursors.get(*layer) else { continue };
             match EntryStat::find(cursor.fd(), name).map_err(|errno| fail(errno, name))? {
                 None => {}
-                Some(stat) if stat.is_whiteout() => return Ok(Below::Absent),
-                Some(_) => return Ok(Below::Visible),
+                Some(stat) if stat.is_whiteout() => return Ok(None),
+                Some(stat) => return Ok(Some((*layer, stat))),
             }
         }
-        Ok(Below::Absent)
+        Ok(None)
+    }
+
+    /// Returns the layers that take part in the present directory, newest first.
+    pub(crate) fn members(&mut self) -> Result<Vec<usize>, TreeError> {
+        self.catch_up()?;
+        Ok(self.taking_part.last().cloned().unwrap_or_default())
+    }
+
+    /// Returns a layer's part of the present directory, if it takes part.
+    pub(crate) fn dir(&self, layer: usize) -> Option<BorrowedFd<'_>> {
+        self.cursors.get(layer).map(Cursor::fd)
     }
 
     fn catch_up(&mut self) -> Result<(), TreeError> {

@@ -1,8 +1,10 @@
 //! Copies one entry that is not a directory: content with its holes, links, special files, and all metadata.
 
-use super::attrs::{AttrIo, Kind, Target, apply_early_flags, read_flags};
+use super::attrs::{AttrIo, Kind, Reading, Target, apply_early_flags, read_flags, refused};
 use super::cursor::EntryStat;
 use super::error::{EntryPath, TreeError};
+use super::overlay;
+use crate::objects::Objects;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
     FileType, Mode, OFlags, SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, mknodat, openat, readlinkat, seek,
@@ -26,14 +28,28 @@ pub struct Place<'a> {
 
 /// Copies entries; remembers what the file systems can do.
 #[derive(Debug, Default)]
-pub struct Copier {
+pub struct Copier<'a> {
     /// Reads and applies metadata.
     pub io: AttrIo,
+    /// Where contents of sealed layers are.
+    objects: Option<&'a Objects>,
     no_reflink: bool,
     no_kernel_copy: bool,
 }
 
-impl Copier {
+impl<'a> Copier<'a> {
+    /// Makes one that can read sealed layers.
+    #[must_use]
+    pub fn with_objects(objects: &'a Objects) -> Self {
+        Self { objects: Some(objects), ..Self::default() }
+    }
+
+    /// Makes one that copies from mounted views.
+    #[must_use]
+    pub fn of_views() -> Self {
+        Self { io: AttrIo::new(Reading::Views), ..Self::default() }
+    }
+
     /// Copies an entry that is not a directory to a name that does not exist yet.
     ///
     /// # Errors
@@ -72,16 +88,34 @@ impl Copier {
         read_flags(source.as_fd())
             .and_then(|flags| apply_early_flags(target.as_fd(), flags))
             .map_err(|errno| fail("set the inode flags of", errno))?;
-        self.copy_data(&source, &target, stat.size, path)?;
+        let object = self.content(&source, &stat, path)?;
+        self.copy_data(object.as_ref().unwrap_or(&source).as_fd(), target.as_fd(), stat.size, path)?;
         let attrs = self.io.read(Target::Open(source.as_fd()), &stat, path)?;
         self.io.apply(Target::Open(target.as_fd()), &attrs, Kind::Other, path)
     }
 
-    /// Copies the content of an open file into an empty one; holes stay holes.
-    fn copy_data(
+    /// Opens the object that is the content of a file, if it is one.
+    fn content(
         &mut self,
-        source: &OwnedFd,
-        target: &OwnedFd,
+        file: &OwnedFd,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<Option<OwnedFd>, TreeError> {
+        let Some(id) = self.io.object(Target::Open(file.as_fd()), path)? else { return Ok(None) };
+        let Some(objects) = self.objects else {
+            return Err(refused(overlay::METACOPY, b"", path()));
+        };
+        match objects.open_sized(&id, stat.size) {
+            Ok(object) => Ok(Some(object)),
+            Err(source) => Err(TreeError::Content { path: path(), source: Box::new(source) }),
+        }
+    }
+
+    /// Copies the content of an open file into an empty one; holes stay holes.
+    pub(crate) fn copy_data(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
         size: u64,
         path: &dyn Fn() -> EntryPath,
     ) -> Result<(), TreeError> {
@@ -111,7 +145,7 @@ impl Copier {
         Ok(())
     }
 
-    fn reflink(&mut self, source: &OwnedFd, target: &OwnedFd) -> Result<bool, Errno> {
+    fn reflink(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<bool, Errno> {
         if self.no_reflink {
             return Ok(false);
         }
@@ -127,7 +161,13 @@ impl Copier {
         }
     }
 
-    fn copy_some(&mut self, source: &OwnedFd, target: &OwnedFd, from: u64, until: u64) -> Result<u64, Errno> {
+    fn copy_some(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        from: u64,
+        until: u64,
+    ) -> Result<u64, Errno> {
         let wanted = until.saturating_sub(from).min(CHUNK_BYTES_MAX);
         if !self.no_kernel_copy {
             let (mut source_at, mut target_at) = (from, from);
@@ -146,7 +186,7 @@ impl Copier {
     }
 }
 
-fn copy_by_reading(source: &OwnedFd, target: &OwnedFd, from: u64, wanted: u64) -> Result<u64, Errno> {
+fn copy_by_reading(source: BorrowedFd<'_>, target: BorrowedFd<'_>, from: u64, wanted: u64) -> Result<u64, Errno> {
     let mut buffer = vec![0_u8; usize::try_from(wanted).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES)];
     let length = rustix::io::pread(source, buffer.as_mut_slice(), from)?;
     let mut rest = buffer.get(..length).unwrap_or_default();

@@ -6,7 +6,7 @@ use super::cursor::EntryStat;
 use super::error::{EntryPath, TreeError};
 use super::measure::Measure;
 use super::remove::remove_at;
-use super::stack::{Data, materialize};
+use super::stack::{Data, Output, flatten};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
@@ -47,7 +47,7 @@ pub fn copy_out(root: BorrowedFd<'_>, path: &Path, dst: &Path) -> Result<Measure
         return Err(at_dst("create", Errno::EXIST));
     }
     let from = Place { dir: parent.as_fd(), name: &name };
-    let copied = Copier::default().copy(from, to, &stat, &|| EntryPath::from(path));
+    let copied = Copier::of_views().copy(from, to, &stat, &|| EntryPath::from(path));
     or_clean_up(copied, to)?;
     Ok(Measure { bytes: stat.allocated, entries: 1, ..Measure::default() })
 }
@@ -56,7 +56,10 @@ fn copy_dir(from: &OwnedFd, to: Place<'_>, dst: &Path) -> Result<Measure, TreeEr
     let fail = |errno| TreeError::system("create", EntryPath::from(dst), errno);
     mkdirat(to.dir, to.name, Mode::RWXU).map_err(fail)?;
     let made = openat(to.dir, to.name, DIR_FLAGS, Mode::empty()).map_err(fail)?;
-    or_clean_up(materialize(&[from.as_fd()], &[], made.as_fd(), Data::Copy, &mut |_| {}), to)
+    or_clean_up(
+        flatten(&[from.as_fd()], &[], Output { dst: made.as_fd(), data: Data::Copy }, Copier::of_views(), &mut |_| {}),
+        to,
+    )
 }
 
 fn or_clean_up<T>(copied: Result<T, TreeError>, to: Place<'_>) -> Result<T, TreeError> {

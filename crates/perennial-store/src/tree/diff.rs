@@ -5,12 +5,13 @@
 //! compared.
 
 use super::Attrs;
-use super::attrs::{AttrIo, Target};
+use super::attrs::{AttrIo, Reading, Target};
 use super::copy::{Place, open_file};
 use super::cursor::{Cursor, EntryStat, MoveError, read_names};
 use super::error::{EntryPath, PathTrail, TreeError};
 use super::stack::kind_of;
 use perennial_core::id::LayerId;
+use perennial_core::sealed::object::ObjectId;
 use perennial_core::tree::EntryKind;
 use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{FileType, readlinkat};
@@ -86,8 +87,10 @@ pub fn diff(a: &Side<'_>, b: &Side<'_>) -> Result<Vec<Change>, TreeError> {
         a: cursor(a.root)?,
         b: cursor(b.root)?,
         layers: cursors,
+        of_a: unshared(a),
         path: PathTrail::default(),
         changes: Vec::new(),
+        views: AttrIo::new(Reading::Views),
         io,
     };
     differ.run(extent)?;
@@ -143,9 +146,14 @@ struct Differ {
     a: Cursor,
     b: Cursor,
     layers: Vec<Cursor>,
+    /// How many of the layers, the first ones, are of stack `a`.
+    of_a: usize,
     path: PathTrail,
     changes: Vec<Change>,
+    /// Reads layers.
     io: AttrIo,
+    /// Reads the views.
+    views: AttrIo,
 }
 
 impl Differ {
@@ -195,7 +203,7 @@ impl Differ {
             Seen::Both => {
                 let path = || self.path.here();
                 let (a, b) =
-                    (read_open(&mut self.io, self.a.fd(), &path)?, read_open(&mut self.io, self.b.fd(), &path)?);
+                    (read_open(&mut self.views, self.a.fd(), &path)?, read_open(&mut self.views, self.b.fd(), &path)?);
                 metadata(a, &b)
             }
             Seen::OnlyA | Seen::OnlyB => Metadata::Same,
@@ -220,7 +228,7 @@ impl Differ {
                 self.note(self.path.join(name), ChangeKind::TypeChanged);
             }
             (Some(_), Some(_)) if dir_a => {}
-            (Some(a), Some(b)) => self.compare_non_dirs(name, a, b)?,
+            (Some(a), Some(b)) => self.compare_non_dirs(name, extent, a, b)?,
         }
         let seen = match (dir_a, dir_b) {
             (true, true) => Seen::Both,
@@ -284,12 +292,49 @@ impl Differ {
         Ok(())
     }
 
-    fn compare_non_dirs(&mut self, name: &CStr, a: &EntryStat, b: &EntryStat) -> Result<(), TreeError> {
+    /// Returns the objects that are the content of a file in both stacks, where two sealed layers say so.
+    fn objects(&mut self, name: &CStr, extent: &Extent) -> Result<Option<(ObjectId, ObjectId)>, TreeError> {
+        let Extent::Touched(layers) = extent else { return Ok(None) };
+        let (of_a, of_b): (Vec<usize>, Vec<usize>) = layers.iter().partition(|layer| **layer < self.of_a);
+        let Some(a) = self.object(name, &of_a)? else { return Ok(None) };
+        Ok(self.object(name, &of_b)?.map(|b| (a, b)))
+    }
+
+    /// Returns the object of the first of these layers that holds the name.
+    fn object(&mut self, name: &CStr, layers: &[usize]) -> Result<Option<ObjectId>, TreeError> {
+        for layer in layers {
+            let Some(cursor) = self.layers.get(*layer) else { continue };
+            let path = || self.path.join(name);
+            let found = EntryStat::find(cursor.fd(), name);
+            let Some(stat) = found.map_err(|errno| TreeError::system("look at", path(), errno))? else { continue };
+            if stat.file_type() != FileType::RegularFile {
+                return Ok(None);
+            }
+            return match self.io.object(Target::Named(cursor.fd(), name), &path) {
+                // Its content is that of a file below.
+                Err(TreeError::Refused { .. }) => Ok(None),
+                object => object,
+            };
+        }
+        Ok(None)
+    }
+
+    fn compare_non_dirs(
+        &mut self,
+        name: &CStr,
+        extent: &Extent,
+        a: &EntryStat,
+        b: &EntryStat,
+    ) -> Result<(), TreeError> {
+        let objects = self.objects(name, extent)?;
         let path = || self.path.join(name);
         let places = (Place { dir: self.a.fd(), name }, Place { dir: self.b.fd(), name });
-        let content = differs(places, a, b).map_err(|errno| TreeError::system("compare", path(), errno))?;
-        let of_a = read_named(&mut self.io, places.0, a, &path)?;
-        let of_b = read_named(&mut self.io, places.1, b, &path)?;
+        let content = match objects {
+            Some((a, b)) => a != b,
+            None => differs(places, a, b).map_err(|errno| TreeError::system("compare", path(), errno))?,
+        };
+        let of_a = read_named(&mut self.views, places.0, a, &path)?;
+        let of_b = read_named(&mut self.views, places.1, b, &path)?;
         let metadata = metadata(of_a, &of_b) != Metadata::Same;
         if content || metadata {
             self.note(self.path.join(name), ChangeKind::Modified { content, metadata });

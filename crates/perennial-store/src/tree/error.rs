@@ -105,6 +105,14 @@ pub enum TreeError {
         /// The directory.
         path: EntryPath,
     },
+    /// The object that is the content of a file of a sealed layer cannot be had.
+    #[error("the content of {path} is missing")]
+    Content {
+        /// The file.
+        path: EntryPath,
+        /// What is wrong with the object.
+        source: Box<crate::objects::ObjectError>,
+    },
     /// A file became shorter while it was being copied.
     #[error("{path} became shorter while it was being copied")]
     Shortened {
@@ -124,6 +132,7 @@ impl TreeError {
     #[must_use]
     pub const fn errno(&self) -> Option<Errno> {
         match self {
+            Self::Content { source, .. } => source.errno(),
             Self::System { source, .. } | Self::Attribute { source, .. } => Some(*source),
             Self::Refused { .. } | Self::OtherFilesystem { .. } | Self::Moved { .. } | Self::Shortened { .. } => None,
         }

@@ -30,7 +30,7 @@ pub fn fingerprint(tree: BorrowedFd<'_>) -> Result<[u8; 32], TreeError> {
             }
             Visit::Enter { own, stat, path } => {
                 add(&mut hasher, path.last(), stat);
-                add_attributes(&mut hasher, &io.read(Target::Open(own), stat, &|| path.here())?);
+                add_attributes(&mut hasher, &io.read_as_is(Target::Open(own), stat, &|| path.here())?);
             }
             // An empty name, which no entry has, closes a directory.
             Visit::Leave { .. } => hasher.update([0]),

@@ -204,6 +204,10 @@ impl Folder<'_> {
         let top = EntryStat::of(self.top.fd(), name).map_err(look)?;
         let top_kind = kind_of(&mut self.io, Target::Named(self.top.fd(), name), &top, &path)?;
         let bottom = EntryStat::find(self.bottom.fd(), name).map_err(look)?;
+        self.io.refuse_reference(Target::Named(self.top.fd(), name), &top, &path)?;
+        if let Some(stat) = &bottom {
+            self.io.refuse_reference(Target::Named(self.bottom.fd(), name), stat, &path)?;
+        }
         let bottom_kind = match &bottom {
             Some(stat) => Some(kind_of(&mut self.io, Target::Named(self.bottom.fd(), name), stat, &path)?),
             None => None,

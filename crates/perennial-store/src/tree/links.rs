@@ -4,6 +4,7 @@
 //! that later names can be linked to it however far away and deep they are. It is gone when the tree is complete.
 
 use super::DIR_FLAGS;
+use super::attrs::Target;
 use super::copy::{Copier, Place};
 use super::cursor::{EntryStat, read_names};
 use super::error::{EntryPath, TreeError};
@@ -29,7 +30,7 @@ enum Group {
 #[derive(Debug)]
 pub(crate) struct Links<'a> {
     /// Copies what is not linked.
-    pub(crate) copier: Copier,
+    pub(crate) copier: Copier<'a>,
     root: BorrowedFd<'a>,
     data: Data,
     name: CString,
@@ -39,7 +40,7 @@ pub(crate) struct Links<'a> {
 
 impl<'a> Links<'a> {
     /// Begins a tree at `root`.
-    pub(crate) fn new(root: BorrowedFd<'a>, data: Data, copier: Copier) -> Self {
+    pub(crate) fn new(root: BorrowedFd<'a>, data: Data, copier: Copier<'a>) -> Self {
         Self { copier, root, data, name: c".perennial-links".to_owned(), dir: None, groups: HashMap::new() }
     }
 
@@ -62,6 +63,9 @@ impl<'a> Links<'a> {
     ) -> Result<(), TreeError> {
         let fail = |errno| TreeError::system("link", path(), errno);
         let try_link = || linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty());
+        if self.data == Data::Link {
+            self.copier.io.refuse_reference(Target::Named(from.dir, from.name), stat, path)?;
+        }
         let Some(key) = stat.link_group() else {
             return match self.data {
                 Data::Copy => self.copier.copy(from, to, stat, path),

@@ -21,6 +21,17 @@ pub struct Measure {
     pub stripped: u64,
     /// Entries that nobody may change, or only append to; see [`super::protect`].
     pub protected: u64,
+    /// Entries that mean something only over the layers below: metadata-only files and redirected directories.
+    pub unresolved: u64,
+}
+
+/// What an upper directory was mounted over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MadeOver {
+    /// Layers in dir form only: neither metadata-only files nor redirects are possible.
+    Directories,
+    /// Sealed layers among them: both are.
+    Sealed,
 }
 
 impl Measure {
@@ -82,6 +93,15 @@ pub fn measure(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
 /// # Errors
 /// If something cannot be read or removed, or is refused; the tree may be stripped in part then.
 pub fn measure_and_strip(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
+    measure_and_strip_over(tree, MadeOver::Directories)
+}
+
+/// As [`measure_and_strip`], for an upper directory that may have been written over sealed layers: what refers to them
+/// stays and is counted.
+///
+/// # Errors
+/// As [`measure_and_strip`].
+pub fn measure_and_strip_over(tree: BorrowedFd<'_>, over: MadeOver) -> Result<Measure, TreeError> {
     let mut counter = Counter::default();
     let mut total = Measure::default();
     let mut io = AttrIo::default();
@@ -89,7 +109,7 @@ pub fn measure_and_strip(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
         let found = match visit {
             Visit::NonDir(entry) => {
                 counter.add(entry.stat);
-                strip(&mut io, Target::Named(entry.dir, entry.name), &|| entry.path.join(entry.name))?
+                strip(&mut io, Target::Named(entry.dir, entry.name), over, &|| entry.path.join(entry.name))?
             }
             Visit::Enter { own, stat, path } => {
                 if path.as_bytes().is_empty() {
@@ -97,32 +117,41 @@ pub fn measure_and_strip(tree: BorrowedFd<'_>) -> Result<Measure, TreeError> {
                 } else {
                     counter.add(stat);
                 }
-                strip(&mut io, Target::Open(own), &|| path.here())?
+                strip(&mut io, Target::Open(own), over, &|| path.here())?
             }
             Visit::Leave { .. } => Measure::default(),
         };
         total.stripped = total.stripped.saturating_add(found.stripped);
         total.protected = total.protected.saturating_add(found.protected);
+        total.unresolved = total.unresolved.saturating_add(found.unresolved);
         Ok(())
     })?;
-    Ok(Measure { stripped: total.stripped, protected: total.protected, ..counter.measure() })
+    let Measure { stripped, protected, unresolved, .. } = total;
+    Ok(Measure { stripped, protected, unresolved, ..counter.measure() })
 }
 
-fn strip(io: &mut AttrIo, target: Target<'_>, path: &dyn Fn() -> EntryPath) -> Result<Measure, TreeError> {
+fn strip(
+    io: &mut AttrIo,
+    target: Target<'_>,
+    over: MadeOver,
+    path: &dyn Fn() -> EntryPath,
+) -> Result<Measure, TreeError> {
     let names = io.xattr_names(target).map_err(|errno| TreeError::system("list the attributes of", path(), errno))?;
     let mut found = Measure::default();
     for name in names {
         found.protected = found.protected.saturating_add(u64::from(name.as_c_str() == overlay::PROTATTR));
         match overlay::rule(&name) {
             Rule::Keep => {}
+            // A redirected file has both attributes.
+            Rule::Unresolved if over == MadeOver::Sealed => found.unresolved = 1,
             Rule::Strip => {
                 io.remove_xattr(target, &name)
                     .map_err(|errno| attribute_error("remove", &name.to_string_lossy(), path(), errno))?;
                 found.stripped = found.stripped.saturating_add(1);
             }
-            rule @ (Rule::OnlyOpaqueYes | Rule::Refuse) => {
+            rule @ (Rule::OnlyOpaqueYes | Rule::Unresolved | Rule::Refuse) => {
                 let value = io.xattr(target, &name).map_err(|errno| read_error(&name, path(), errno))?;
-                if rule == Rule::Refuse || value != Some(overlay::OPAQUE_YES) {
+                if rule != Rule::OnlyOpaqueYes || value != Some(overlay::OPAQUE_YES) {
                     return Err(refused(&name, value.unwrap_or_default(), path()));
                 }
             }

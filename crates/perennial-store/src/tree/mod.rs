@@ -41,10 +41,10 @@ pub use diff::{Change, ChangeKind, Side, diff};
 pub use error::{EntryPath, TreeError};
 pub use fingerprint::fingerprint;
 pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};
-pub use measure::{Measure, measure, measure_and_strip};
+pub use measure::{MadeOver, Measure, measure, measure_and_strip, measure_and_strip_over};
 pub use remove::{move_to_trash, remove_tree};
 pub use roots::{is_empty, root_attrs};
-pub use stack::{Data, materialize};
+pub use stack::{Data, materialize, materialize_sealed};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};

@@ -3,6 +3,8 @@
 //! The names are those of mounts without `userxattr`. A user cannot set them: overlayfs stores what is set inside a
 //! mount under `trusted.overlay.overlay.…`.
 
+use crate::root::Secret;
+use perennial_core::sealed::object::ObjectId;
 use rustix::time::Timespec;
 use std::ffi::CStr;
 
@@ -16,6 +18,12 @@ pub const TIMES: &CStr = c"trusted.overlay.perennial_times";
 
 /// Says of a layer that it has entries with [`PROTATTR`], on its root; ours as well.
 pub const PROTECTED: &CStr = c"trusted.overlay.perennial_protected";
+
+/// A file that is metadata alone; its content is that of the file below, or of the object that [`REDIRECT`] names.
+pub const METACOPY: &CStr = c"trusted.overlay.metacopy";
+/// Where the content of a file, or what is below a directory, is: a name in the same directory of the layers below, a
+/// path from their root, or the path of an object in the data-only layer.
+pub const REDIRECT: &CStr = c"trusted.overlay.redirect";
 
 const PREFIX: &[u8] = b"trusted.overlay.";
 /// What a user set inside a mount, escaped.
@@ -35,6 +43,8 @@ pub enum Rule {
     Strip,
     /// Keep it if the value is [`OPAQUE_YES`], refuse it otherwise.
     OnlyOpaqueYes,
+    /// It refers to the layers below; only a mount over sealed layers produces it.
+    Unresolved,
     /// The store's mount options cannot produce it.
     Refuse,
 }
@@ -48,9 +58,21 @@ pub fn rule(name: &CStr) -> Rule {
         Rule::OnlyOpaqueYes
     } else if STRIPPED.contains(&name) || name == TIMES || name == PROTECTED {
         Rule::Strip
+    } else if name == METACOPY || name == REDIRECT {
+        Rule::Unresolved
     } else {
         Rule::Refuse
     }
+}
+
+/// Reads the value of a sealed file's [`REDIRECT`]: the object, and the secret name of the directory it is in.
+#[must_use]
+pub fn decode_object(redirect: &[u8]) -> Option<(Secret, ObjectId)> {
+    let text = std::str::from_utf8(redirect).ok()?.strip_prefix('/')?;
+    let (secret, object) = text.split_once('/')?;
+    let (fan_out, rest) = object.split_once('/')?;
+    let id: ObjectId = format!("{fan_out}{rest}").parse().ok()?;
+    (id.relative_path() == object).then_some((Secret::try_from(secret.to_owned()).ok()?, id))
 }
 
 /// Writes the value of [`TIMES`].

@@ -12,8 +12,10 @@ use super::error::{EntryPath, PathTrail, TreeError};
 use super::links::Links;
 use super::measure::{Counter, Measure};
 use super::overlay;
+use super::roots::open_root;
+use crate::objects::Objects;
 use perennial_core::tree::{Below, EntryKind, Resolved, resolve};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{Mode, mkdirat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -42,10 +44,40 @@ pub fn materialize(
     data: Data,
     progress: &mut dyn FnMut(&Measure),
 ) -> Result<Measure, TreeError> {
+    flatten(layers, below, Output { dst, data }, Copier::default(), progress)
+}
+
+/// As [`materialize`] with [`Data::Copy`], where some of the layers may be sealed.
+///
+/// # Errors
+/// As [`materialize`]; [`TreeError::Content`] where an object is missing.
+pub fn materialize_sealed(
+    layers: &[BorrowedFd<'_>],
+    below: &[BorrowedFd<'_>],
+    dst: BorrowedFd<'_>,
+    objects: &Objects,
+    progress: &mut dyn FnMut(&Measure),
+) -> Result<Measure, TreeError> {
+    flatten(layers, below, Output { dst, data: Data::Copy }, Copier::with_objects(objects), progress)
+}
+
+/// Where a flattened tree goes, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output<'a> {
+    pub(crate) dst: BorrowedFd<'a>,
+    pub(crate) data: Data,
+}
+
+pub(crate) fn flatten(
+    layers: &[BorrowedFd<'_>],
+    below: &[BorrowedFd<'_>],
+    Output { dst, data }: Output<'_>,
+    mut copier: Copier<'_>,
+    progress: &mut dyn FnMut(&Measure),
+) -> Result<Measure, TreeError> {
     if layers.is_empty() {
         return copy_root_attributes(below, dst);
     }
-    let mut copier = Copier::default();
     let (cursors, members) = open_roots(layers, &mut copier.io)?;
     let opaque = match members.last().and_then(|layer| cursors.get(*layer)) {
         Some(cursor) => copier.io.is_opaque(Target::Open(cursor.fd()), &root_path)?,
@@ -70,8 +102,10 @@ fn root_path() -> EntryPath {
 fn copy_root_attributes(below: &[BorrowedFd<'_>], dst: BorrowedFd<'_>) -> Result<Measure, TreeError> {
     if let Some(source) = below.first() {
         let mut io = AttrIo::default();
-        let stat = EntryStat::of_open(*source).map_err(|errno| TreeError::system("look at", root_path(), errno))?;
-        let mut attrs = io.read(Target::Open(*source), &stat, &root_path)?;
+        let source = open_root(*source)?;
+        let look = EntryStat::of_open(source.as_fd());
+        let stat = look.map_err(|errno| TreeError::system("look at", root_path(), errno))?;
+        let mut attrs = io.read(Target::Open(source.as_fd()), &stat, &root_path)?;
         attrs.xattrs.remove(overlay::OPAQUE);
         io.apply(Target::Open(dst), &attrs, Kind::Other, &root_path)?;
     }
@@ -242,7 +276,8 @@ pub(crate) fn kind_of(
         Ok(EntryKind::Whiteout)
     } else if !stat.is_dir() {
         Ok(EntryKind::NonDir)
-    } else if io.is_opaque(target, path)? {
+    } else if io.is_opaque(target, path)? || io.is_redirected(target, path)? {
+        // What a redirected directory shows is not what is below its own name.
         Ok(EntryKind::OpaqueDir)
     } else {
         Ok(EntryKind::Dir)

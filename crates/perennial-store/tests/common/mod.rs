@@ -4,6 +4,7 @@
 #![cfg(test)]
 #![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "every test file uses its own part")]
 
+pub mod seals;
 pub mod sessions;
 pub mod traps;
 
@@ -261,4 +262,40 @@ pub fn differences(expected: &Listing, found: &Listing) -> Vec<String> {
 pub fn assert_same(expected: &Listing, found: &Listing, what: &str) {
     let differences = differences(expected, found);
     assert!(differences.is_empty(), "{what}: {} differences\n{}", differences.len(), differences.join("\n"));
+}
+
+/// A layer of a mount with sealed layers.
+#[derive(Clone, Copy)]
+pub enum Lower<'a> {
+    Dir(&'a Path),
+    Fd(rustix::fd::BorrowedFd<'a>),
+}
+
+impl View {
+    /// Mounts layers (newest first) of which some are sealed, with the objects in `data`.
+    pub fn sealed(layers: &[Lower<'_>], upper: Option<(&Path, &Path)>, data: &Path) -> Self {
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        for lower in layers {
+            match lower {
+                Lower::Dir(path) => fsconfig_set_string(&fs, "lowerdir+", *path).unwrap(),
+                Lower::Fd(fd) => rustix::mount::fsconfig_set_fd(&fs, "lowerdir+", fd).unwrap(),
+            }
+        }
+        fsconfig_set_string(&fs, "datadir+", data).unwrap();
+        if let Some((upper, work)) = upper {
+            fsconfig_set_string(&fs, "upperdir", upper).unwrap();
+            fsconfig_set_string(&fs, "workdir", work).unwrap();
+        }
+        for (option, value) in
+            [("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"), ("nfs_export", "off"), ("uuid", "null")]
+        {
+            fsconfig_set_string(&fs, option, value).unwrap();
+        }
+        if let Err(error) = fsconfig_create(&fs) {
+            let mut said = [0_u8; 1024];
+            let length = rustix::io::read(&fs, &mut said).unwrap_or(0);
+            panic!("{error}: {}", String::from_utf8_lossy(&said[..length]));
+        }
+        Self { fd: fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap() }
+    }
 }

@@ -37,7 +37,7 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::time::Time;
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::sqlite::SqliteRecords;
-use perennial_store::root::Root;
+use perennial_store::root::{Root, Secret};
 use std::path::Path;
 
 /// An open root with its records, on behalf of somebody.
@@ -57,7 +57,7 @@ impl Engine {
     /// # Errors
     /// Where the root or its records cannot be used; they are then as they were.
     pub fn open(path: &Path) -> Result<Self> {
-        let root = Root::open_or_create(path, clock::now())?;
+        let root = Root::open_or_create(path, clock::now(), Secret::from_random(random()?))?;
         refuse_lost_records(&root)?;
         let records = SqliteRecords::open_or_create(&root.records_path())?;
         Ok(Self { root, records, actor: actor() })
@@ -89,9 +89,9 @@ fn refuse_lost_records(root: &Root) -> Result<()> {
     Ok(())
 }
 
-/// Returns 8 random bytes from the kernel.
-pub fn random() -> Result<[u8; 8]> {
-    let mut bytes = [0_u8; 8];
+/// Returns random bytes from the kernel.
+pub fn random<const BYTES: usize>() -> Result<[u8; BYTES]> {
+    let mut bytes = [0_u8; BYTES];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..)
         && !rest.is_empty()
