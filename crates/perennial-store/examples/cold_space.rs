@@ -7,8 +7,8 @@
 
 use anyhow::Context as _;
 use perennial_core::sealed::object::ObjectId;
-use perennial_store::cold::{Objects, Packer, Request};
-use perennial_store::root::{Root, Wait};
+use perennial_store::cold::{HotObjects, Packer, Request};
+use perennial_store::root::{Root, Secret, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Objects of the measured generations; what is thawed is not kept.
 struct Input(PathBuf);
 
-impl Objects for Input {
+impl HotObjects for Input {
     fn open(&self, id: &ObjectId) -> std::io::Result<File> {
         File::open(self.0.join("objects").join(id.relative_path()))
     }
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     let root = Root::open_or_create(
         &arguments.next().context("give INPUT and ROOT")?,
         "2026-01-01T00:00:00Z".parse().context("a time is RFC 3339")?,
-        perennial_store::root::Secret::from_random([0; 16]),
+        Secret::from_random([7; 16]),
     )?;
     let mut packer = Packer::open(&root, Wait::Never)?.context("nobody else uses the root")?;
     let numbers = (1..).map(|number| input.0.join(format!("gen{number:02}"))).take_while(|path| path.exists());
@@ -69,9 +69,11 @@ fn main() -> anyhow::Result<()> {
         println!("{} objects {count} bytes {total} seconds {:.2}", number + 1, start.elapsed().as_secs_f64());
     }
     let start = Instant::now();
-    for object in &known {
+    let mut objects: Vec<ObjectId> = known.into_iter().collect();
+    packer.cold().sort(&mut objects);
+    for object in &objects {
         packer.cold().thaw(object, &input)?;
     }
-    println!("thawed {} objects by id, seconds {:.2}", known.len(), start.elapsed().as_secs_f64());
+    println!("thawed {} objects, seconds {:.2}", objects.len(), start.elapsed().as_secs_f64());
     Ok(())
 }

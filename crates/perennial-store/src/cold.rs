@@ -11,7 +11,7 @@
 //! - Damage to a frame costs the chunks in it, damage to an index costs a scan of the pack.
 //! - One process writes at a time ([`Packer`] holds a lock); reading ([`Cold`]) never waits.
 //!
-//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`Objects`]).
+//! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`HotObjects`]).
 
 mod archive;
 mod content;
@@ -26,6 +26,8 @@ pub use repack::Repacked;
 pub use verify::{PackReport, Unreadable};
 
 use crate::atomic;
+use crate::layer::LayerError;
+use crate::objects::ObjectError;
 use crate::root::{Root, Wait};
 use index::Places;
 use perennial_core::sealed::object::ObjectId;
@@ -50,7 +52,7 @@ const LOOKS_MAX: u32 = 8;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where objects are kept when they are not in packs.
-pub trait Objects {
+pub trait HotObjects {
     /// Opens an object for reading.
     ///
     /// # Errors
@@ -62,6 +64,25 @@ pub trait Objects {
     /// # Errors
     /// The system's.
     fn adopt(&self, id: &ObjectId, content: &File) -> std::io::Result<()>;
+}
+
+impl HotObjects for crate::objects::Objects {
+    fn open(&self, id: &ObjectId) -> std::io::Result<File> {
+        self.open_object(id).map(File::from).map_err(into_io)
+    }
+
+    fn adopt(&self, id: &ObjectId, content: &File) -> std::io::Result<()> {
+        let size = content.metadata()?.len();
+        self.put_as(content.as_fd(), id, size).map(drop).map_err(into_io)
+    }
+}
+
+fn into_io(error: ObjectError) -> std::io::Error {
+    let kind = match &error {
+        ObjectError::System { source, .. } => std::io::Error::from(*source).kind(),
+        ObjectError::Hash(_) | ObjectError::Damaged { .. } => std::io::ErrorKind::Other,
+    };
+    std::io::Error::new(kind, error)
 }
 
 /// Why packs cannot be read or written.
@@ -99,6 +120,9 @@ pub enum ColdError {
         /// The chunk, or the object itself where its recipe is damaged or its parts do not make it.
         chunk: ObjectId,
     },
+    /// A pack that is not needed any more could not be moved to the trash.
+    #[error("cannot discard a pack")]
+    Discard(#[source] LayerError),
     /// Something is too large for the format, which what this release writes never is.
     #[error("cannot encode a part of a pack")]
     Encode(#[source] PackError),
@@ -169,6 +193,11 @@ impl Cold {
         Ok(self.places.recipes(object).next().is_some() || self.has_chunk(object)?)
     }
 
+    /// Sorts objects by where they are, so that thawing one after the other decompresses each frame about once.
+    pub fn sort(&self, objects: &mut [ObjectId]) {
+        objects.sort_by_cached_key(|object| self.places.near(object));
+    }
+
     /// Reads an object back from packs and compares it with its name.
     ///
     /// # Errors
@@ -182,7 +211,7 @@ impl Cold {
     ///
     /// # Errors
     /// [`ColdError`]; nothing has then changed.
-    pub fn thaw(&mut self, object: &ObjectId, objects: &impl Objects) -> Result<(), ColdError> {
+    pub fn thaw(&mut self, object: &ObjectId, objects: &impl HotObjects) -> Result<(), ColdError> {
         let staging = self.staging.clone();
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(OBJECT_MODE);
@@ -212,12 +241,22 @@ impl Cold {
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
     ) -> Result<(), ColdError> {
         let parts = self.parts(object)?;
+        self.assemble(object, &parts, sink)
+    }
+
+    /// Hands the stretches of an object, which has these parts, to `sink`.
+    fn assemble(
+        &mut self,
+        object: &ObjectId,
+        parts: &[Part],
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
+    ) -> Result<(), ColdError> {
         let mut hasher = blake3::Hasher::new();
         for part in parts {
             match part {
                 Part::Zeros(bytes) => {
-                    hash_zeros(&mut hasher, bytes);
-                    sink(Piece::Zeros(bytes))?;
+                    hash_zeros(&mut hasher, *bytes);
+                    sink(Piece::Zeros(*bytes))?;
                 }
                 Part::Chunk(chunk) => {
                     let content = self.chunk(&chunk.id)?;
@@ -253,6 +292,7 @@ impl Packer {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(ColdError::io("lock", &path)(errno.into())),
         }
+        write::discard_incoming(&path).map_err(ColdError::io("remove what a crash left in", &path))?;
         // Another may have written until now.
         Ok(Some(Self { cold: Cold::open(root)?, _lock: lock }))
     }

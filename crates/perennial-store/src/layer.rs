@@ -88,20 +88,26 @@ pub fn adopt_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), Layer
     Ok(())
 }
 
-/// Puts another tree in the place of a layer's, at once, and leaves the one that was there under the other's name. The
-/// caller has synced the file system and holds the layer exclusively.
+/// Name of a tree that is to replace the one a layer has, or that was replaced, until it is in the trash.
+const OTHER_TREE: &str = ".tree.new";
+
+/// Puts another tree in the place of a layer's, at once, and moves the one that was there to the trash. The caller has
+/// synced the file system and holds the layer exclusively.
 ///
 /// # Errors
-/// [`LayerError::Io`]; both are then where they were.
-pub fn exchange_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), LayerError> {
-    let target = root.layer_tree(layer);
+/// [`LayerError::Io`]; the layer has one of the two trees then, and the call can be repeated with another.
+pub fn replace_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), LayerError> {
+    let (directory, target) = (root.layer_dir(layer), root.layer_tree(layer));
+    let (other, trash) = (directory.join(OTHER_TREE), format!("tree-{layer}"));
+    // What a call has left that was cut off.
+    discard(root, &other, &trash)?;
+    std::fs::rename(tree, &other).map_err(|error| LayerError::io("move a tree to", &other, error))?;
+    // Both in one directory: XFS gives directories that are exchanged between two a new time of modification.
     let (here, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
-    let exchanged = rustix::fs::renameat_with(here, tree, here, &target, flags);
+    let exchanged = rustix::fs::renameat_with(here, &other, here, &target, flags);
     exchanged.map_err(|errno| LayerError::io("put another tree at", &target, errno.into()))?;
-    for directory in [Some(root.layer_dir(layer).as_path()), tree.parent()].into_iter().flatten() {
-        atomic::sync_directory(directory).map_err(|error| LayerError::io("sync", directory, error))?;
-    }
-    Ok(())
+    atomic::sync_directory(&directory).map_err(|error| LayerError::io("sync", &directory, error))?;
+    discard(root, &other, &trash)
 }
 
 /// Reads a layer's `layer.json`.

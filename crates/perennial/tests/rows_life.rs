@@ -148,7 +148,7 @@ fn union_has_pinned_options_and_leaves_the_layers_below_alone() -> Result<()> {
     assert_eq!(layers.len(), 2);
     let before: Vec<TreeListing> = layers.iter().map(|id| stage.layer(id)).collect::<Result<_>>()?;
     for mode in MODES {
-        stage.create_idle(mode, &[])?;
+        stage.create_idle(mode, &["--seal", "never"])?;
         stage.ok(&["start", mode, "--detach", "--mode", mode])?;
         let change =
             "cat /etc/both; test ! -e /etc/group; rm -r /usr; mv /var /war; echo x >>/etc/both; chmod 600 /bin";

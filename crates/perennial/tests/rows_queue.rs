@@ -25,7 +25,7 @@ fn big_files(stage: &Stage) -> Result<usize> {
     let mut inodes = BTreeSet::new();
     for top in ["layers", "objects"] {
         let found = run(Command::new("find").arg(stage.root().join(top)).args(["-type", "f", "-printf", "%i %s\n"]))?;
-        for line in found.lines() {
+        for line in String::from_utf8(found.stdout)?.lines() {
             let (inode, size) = line.split_once(' ').ok_or_else(|| anyhow!("{line}"))?;
             if BIG_BYTES.contains(&size.parse()?) {
                 inodes.insert(inode.to_owned());
@@ -80,6 +80,7 @@ fn repeated_rollback_does_the_same_as_one() -> Result<()> {
     for number in 1..=3 {
         stage.sh_ok("web", &format!("echo {number} >/root/f"))?;
     }
+    stage.quiet()?;
     stage.ok(&["rollback", "web", "--to", "2"])?;
     let once = stage.generations("web")?;
     stage.ok(&["rollback", "web", "--to", "2"])?;

@@ -20,7 +20,7 @@ const SMALL_BYTES: u64 = 256 << 10;
 /// Whether each own layer of a generation is sealed, newest first.
 fn forms(stage: &Stage, name: &str, seq: u64) -> Result<Vec<bool>> {
     let generation = stage.generation(name, seq)?;
-    let list = generation["sealed_layers"].as_array().cloned().unwrap_or_default();
+    let list = generation.get("sealed_layers").and_then(Value::as_array).cloned().unwrap_or_default();
     Ok(list.iter().filter_map(Value::as_bool).collect())
 }
 
@@ -31,7 +31,7 @@ fn leave(stage: &Stage, name: &str) -> Result<()> {
 }
 
 fn bytes_of(stage: &Stage, name: &str, seq: u64) -> Result<u64> {
-    stage.generation(name, seq)?["bytes"].as_u64().context("bytes")
+    stage.generation(name, seq)?.get("bytes").and_then(Value::as_u64).context("bytes")
 }
 
 /// Returns the paths of all objects.

@@ -15,11 +15,14 @@
 //!
 //! This module knows sections; payloads are opaque bytes to it. Nothing here panics, whatever the bytes.
 
+use super::chunk::CONTENT_BYTES_MAX;
 use super::object::{OBJECT_ID_BYTES, ObjectId};
 use alloc::vec::Vec;
 
 /// The version this release writes, and the newest it reads.
-pub const VERSION: u8 = 1;
+pub const VERSION: u32 = VERSION_BYTE as u32;
+/// The same as it stands in a section.
+const VERSION_BYTE: u8 = 1;
 /// Length of a section without a body, in bytes.
 pub const SECTION_BYTES_MIN: usize = HEAD_BYTES + CHECK_BYTES;
 /// Largest section, in bytes: the index of the fullest pack and the longest recipe are below it.
@@ -273,7 +276,7 @@ impl Section {
         bytes.extend([0; size_of::<u32>()]);
         bytes.extend(MAGIC);
         bytes.push(self.kind());
-        bytes.push(VERSION);
+        bytes.push(VERSION_BYTE);
         bytes.extend(KNOWN_FLAGS.to_le_bytes());
         match self {
             Self::Frame(frame) => frame.encode(&mut bytes)?,
@@ -309,7 +312,7 @@ impl Section {
         let mut body = Cursor(checked.get(SKIPPABLE.len() + size_of::<u32>() + MAGIC.len()..).unwrap_or_default());
         let [kind, version] = body.array()?;
         let flags = u16::from_le_bytes(body.array()?);
-        if version > VERSION {
+        if version > VERSION_BYTE {
             return Err(PackError::NewerVersion(version));
         }
         if flags & !KNOWN_FLAGS != 0 {
@@ -390,8 +393,8 @@ impl Recipe {
             });
         }
         let recipe = Self { object, parts };
-        recipe.bytes().ok_or(PackError::Malformed("the object is too large"))?;
-        Ok(recipe)
+        let possible = recipe.bytes().is_some_and(|bytes| bytes <= CONTENT_BYTES_MAX);
+        if possible { Ok(recipe) } else { Err(PackError::Malformed("the object is too large")) }
     }
 }
 

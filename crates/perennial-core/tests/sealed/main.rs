@@ -4,4 +4,5 @@
 mod erofs;
 mod frozen;
 mod manifest;
+mod pack;
 mod trees;

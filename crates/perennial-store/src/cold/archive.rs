@@ -2,7 +2,7 @@
 
 use super::content::{self, Stretch};
 use super::write::PackWriter;
-use super::{Cold, ColdError, Objects, Packer};
+use super::{Cold, ColdError, HotObjects, Packer};
 use perennial_core::sealed::chunk::{Cuts, Neighbour};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{Chunk, PackError, Part, Recipe};
@@ -77,7 +77,7 @@ impl Packer {
     /// [`ColdError`] where packs cannot be written or read; nothing is safe then that was not before.
     pub fn archive(
         &mut self,
-        objects: &impl Objects,
+        objects: &impl HotObjects,
         mut requests: Vec<Request>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Archived, ColdError> {
@@ -110,7 +110,7 @@ impl Packer {
     /// Writes what is not in packs; returns the objects that should then be in durable ones.
     fn round(
         &mut self,
-        objects: &impl Objects,
+        objects: &impl HotObjects,
         requests: Vec<Request>,
         go_on: &mut dyn FnMut() -> bool,
         archived: &mut Archived,
@@ -141,7 +141,7 @@ pub(super) struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn object(&mut self, objects: &impl Objects, request: &Request) -> Result<(), Failure> {
+    fn object(&mut self, objects: &impl HotObjects, request: &Request) -> Result<(), Failure> {
         let object = request.object;
         if self.writer.as_ref().is_some_and(|writer| writer.has(&object)) || self.cold.contains(&object)? {
             return Ok(());
@@ -211,7 +211,7 @@ impl Session<'_> {
 
     fn neighbour(
         &mut self,
-        objects: &impl Objects,
+        objects: &impl HotObjects,
         request: &Request,
         file: &File,
     ) -> Result<Option<Neighbour>, Failure> {

@@ -130,6 +130,16 @@ impl Places {
         self.recipes.iter().copied().skip(start).take_while(move |place| place.object == object)
     }
 
+    /// Returns the numbers of a pack and a frame in it at or before which an object is.
+    pub(super) fn near(&self, object: &ObjectId) -> Option<(u32, usize)> {
+        let chunk = |place: ChunkPlace| Some((place.pack, usize::try_from(place.frame).ok()?));
+        let recipe = |place: RecipePlace| {
+            let frames = &self.pack(place.pack)?.frames;
+            Some((place.pack, frames.partition_point(|frame| frame.offset < place.offset)))
+        };
+        self.recipes(object).next().map_or_else(|| self.chunks(object).next().and_then(chunk), recipe)
+    }
+
     /// Returns the places of all recipes.
     pub(super) fn all_recipes(&self) -> &[RecipePlace] {
         &self.recipes

@@ -10,10 +10,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Decompressed frames kept: what is read is in the order in which it was written, in few frames at a time.
-const FRAMES_KEPT: usize = 4;
-/// Tables of frames kept, at most 150 kB each where all files are small.
-const TABLES_KEPT: usize = 64;
+/// Decompressed frames kept, 2 MiB each. What was written in one go is read in the same order, so one frame is enough
+/// for it; a file that many generations rewrote in places has a frame of each of them in use at a time.
+const FRAMES_KEPT: usize = 16;
+/// Tables of frames kept, 600 kB each where all files are as small as objects get.
+const TABLES_KEPT: usize = 32;
 
 type FrameKey = (ObjectId, u64);
 
@@ -190,35 +191,49 @@ impl Cold {
         })
     }
 
-    /// Returns what an object is made of.
+    /// Returns what an object is made of. Of several recipes that differ, the one that makes the object: a scan of a
+    /// damaged pack can come upon one that somebody has planted in a content.
     pub(super) fn parts(&mut self, object: &ObjectId) -> Result<Vec<Part>, ColdError> {
-        let known = self.places.recipes(object).next().is_some();
-        if let Some(recipe) = self.recipe(object)? {
-            return Ok(recipe.parts);
-        }
-        match self.find_chunk(object)? {
+        let known = self.places.recipes(object).next().is_some() || self.places.chunks(object).next().is_some();
+        if self.chunk(object)?.is_some() {
             // Its length is not asked for.
-            Some(_) => Ok(vec![Part::Chunk(Chunk { id: *object, bytes: 0 })]),
-            None if known => Err(ColdError::Damaged { object: *object, chunk: *object }),
-            None if self.places.chunks(object).next().is_some() => {
-                Err(ColdError::Damaged { object: *object, chunk: *object })
-            }
-            None => Err(ColdError::Unknown { object: *object }),
+            return Ok(vec![Part::Chunk(Chunk { id: *object, bytes: 0 })]);
         }
+        let mut recipes = self.recipes_of(object)?;
+        recipes.dedup();
+        if let [_] = recipes.as_slice() {
+            return Ok(recipes.pop().map(|recipe| recipe.parts).unwrap_or_default());
+        }
+        for recipe in recipes {
+            if self.assemble(object, &recipe.parts, &mut |_| Ok(())).is_ok() {
+                return Ok(recipe.parts);
+            }
+        }
+        Err(if known {
+            ColdError::Damaged { object: *object, chunk: *object }
+        } else {
+            ColdError::Unknown { object: *object }
+        })
     }
 
     /// Returns the first recipe of an object that can be read.
     pub(super) fn recipe(&mut self, object: &ObjectId) -> Result<Option<Recipe>, ColdError> {
+        Ok(self.recipes_of(object)?.into_iter().next())
+    }
+
+    /// Returns the recipes of an object that can be read.
+    fn recipes_of(&mut self, object: &ObjectId) -> Result<Vec<Recipe>, ColdError> {
         self.again(|places, reader| {
+            let mut recipes = Vec::new();
             for place in places.recipes(object) {
                 let Some(pack) = places.pack(place.pack) else { continue };
                 match reader.recipe(pack.id, &place) {
-                    Ok(recipe) => return Ok(Some(recipe)),
+                    Ok(recipe) => recipes.push(recipe),
                     Err(Unread::Damaged) => {}
                     Err(error @ (Unread::Gone | Unread::Failed(_))) => return Err(error),
                 }
             }
-            Ok(None)
+            Ok(recipes)
         })
     }
 

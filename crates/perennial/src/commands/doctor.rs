@@ -89,6 +89,7 @@ fn as_json(diagnosis: &Diagnosis) -> Value {
             "whiteouts": works(&directory.whiteouts),
             "d_type": works(&directory.d_type),
             "reflink": works(&directory.reflink),
+            "sealed_layers": if diagnosis.sealing.is_ok() { "yes" } else { "no" },
         },
     })
 }
@@ -116,6 +117,7 @@ fn show(diagnosis: &Diagnosis) {
         ("overlay in the root", works(&directory.overlay).to_owned()),
         ("trusted attributes", works(&directory.trusted_xattrs).to_owned()),
         ("reflinks", works(&directory.reflink).to_owned()),
+        ("sealed layers", diagnosis.sealing.clone().map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned())),
         ("mount options", host.mount_options.join(",")),
     ];
     for (name, value) in rows {

@@ -32,6 +32,8 @@ pub struct Diagnosis {
     pub host: probe::HostProbe,
     /// What the root's file system can do.
     pub directory: probe::DirectoryProbe,
+    /// Whether layers can be used sealed; layers stay directories where not.
+    pub sealing: std::result::Result<(), String>,
 }
 
 impl Diagnosis {
@@ -90,7 +92,7 @@ impl Engine {
         findings.extend(host::check_space(&self.space()?));
         let (host, directory) = self.probe(&containers, &mut findings)?;
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.object.cmp(&b.object)));
-        Ok(Diagnosis { findings, host, directory })
+        Ok(Diagnosis { findings, host, directory, sealing: self.can_seal() })
     }
 
     /// Checks records and directories against each other.

@@ -2,8 +2,8 @@
 //! directories that stand for themselves.
 //!
 //! ```text
-//! tree ──resolve──▶ staging/<id> ──exchange──▶ tree     the old one: trash
-//!                                               └──▶ layer.json, record: not unresolved any more
+//! tree ──resolve──▶ staging/<id> ──rename, exchange──▶ tree     the old one: trash
+//!                                                       └──▶ layer.json, record: not unresolved any more
 //! ```
 //!
 //! A tree that stands for itself is right where the record still says that it may not, so what is cut off between two
@@ -63,13 +63,14 @@ impl Engine {
         self.forget_unrecorded_seal(&step.layer)?;
         let staging = self.root.staging_dir().join(LayerId::from_random(random()?).as_str());
         std::fs::create_dir(&staging)?;
-        let resolved = self.write_resolved(step, &staging).and_then(|measure| {
-            layer::exchange_tree(&self.root, &step.layer, &staging)?;
-            Ok(measure)
-        });
-        // The tree that was there, or what was written of the other one.
-        layer::discard(&self.root, &staging, &format!("tree-{}", step.layer))?;
-        let measure = resolved?;
+        let measure = match self.write_resolved(step, &staging) {
+            Ok(measure) => measure,
+            Err(failure) => {
+                layer::discard(&self.root, &staging, &format!("tree-{}", step.layer))?;
+                return Err(failure);
+            }
+        };
+        layer::replace_tree(&self.root, &step.layer, &staging)?;
         self.record_resolved(record.value, record.revision, measure)?;
         Ok(true)
     }

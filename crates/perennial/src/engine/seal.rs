@@ -155,6 +155,19 @@ impl Engine {
         Ok(plan_seal(stacks, &|layer| open.contains(layer)))
     }
 
+    /// Tries to make every layer of a stack stand for itself, and returns whether each does. The caller holds the layers
+    /// with shared locks.
+    ///
+    /// # Errors
+    /// Where the records or the disk fail.
+    pub fn is_resolved(&self, stack: &[LayerId]) -> Result<bool> {
+        match self.ensure_resolved(stack) {
+            Ok(()) => Ok(!self.states(stack)?.iter().any(|layer| layer.unresolved)),
+            Err(failure) if matches!(failure.code, Code::Host | Code::Conflict) => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Makes sure that every layer of a stack stands for itself, for whoever reads it without those below it. The
     /// caller holds the layers with shared locks.
     ///

@@ -20,6 +20,7 @@ use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
@@ -320,12 +321,12 @@ impl Engine {
     }
 
     fn is_fold_interrupted(&self, top: &LayerId) -> Result<bool> {
-        let path = self.root.layer_tree(top);
-        // A fold that was at work has ended meanwhile and taken the layer out of every generation.
-        if path.symlink_metadata().is_err() {
-            return Ok(false);
+        match tree::open_tree(&self.root.layer_tree(top)) {
+            Ok(tree) => Ok(tree::fold::is_interrupted(tree.as_fd())?),
+            // It is sealed, or a fold that was at work has ended meanwhile and taken it out of every generation.
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
         }
-        Ok(tree::fold::is_interrupted(tree::open_tree(&path)?.as_fd())?)
     }
 
     /// Finishes a fold unless somebody else is at its layers; returns whether there was nobody.
@@ -405,9 +406,11 @@ impl Engine {
         }
         let Some(count) = plan_merge(&sizes, DEPTH_MAX) else { return Ok(Step::Nothing) };
         let is_auto = doc.value.policy.seal == SealPolicy::Auto;
-        let is_plain = |layer: &LayerState| layer.form == Form::Dir && !layer.unresolved;
-        if is_auto && !self.states(&current.layers)?.iter().all(is_plain) && self.can_seal().is_ok() {
-            // Sealed next, and put together by metadata alone after that.
+        let merged: Vec<LayerId> = current.layers.iter().take(count).cloned().collect();
+        let states = self.states(&merged)?;
+        let is_next = |layer: &LayerState| layer.unresolved || layer.form == Form::Sealed;
+        if is_auto && states.iter().any(|layer| layer.unresolved) || states.iter().all(is_next) {
+            // Sealed next, or never; and put together by metadata alone after that.
             return Ok(Step::Nothing);
         }
         // A fold for another container that shares layers must not move entries while they are read.

@@ -107,7 +107,10 @@ impl Engine {
         }
         if run.mode == StartMode::Unpack {
             let whole: Vec<LayerId> = run.layers.iter().chain(&run.image_layers).cloned().collect();
-            self.ensure_resolved(&whole)?;
+            if !self.is_resolved(&whole)? {
+                // It can only be used over the layers it was made over: it is mounted over them, which shows the same.
+                run.mode = StartMode::Mount;
+            }
         }
         let layers = self.states(&mounted_layers(&run))?;
         run.mount_options = mount::recorded_options(needs(&layers));

@@ -7,7 +7,7 @@
 use super::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
-use perennial_core::layers::Form;
+use perennial_core::layers::{Form, LayerRecord};
 use perennial_runtime::mount::{LayerNeeds, Lower};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
@@ -137,9 +137,18 @@ impl Engine {
     /// Where its record or its directory cannot be read.
     pub fn wrong_with(&self, id: &LayerId) -> Result<Option<String>> {
         let missing = || Some("is missing on disk".to_owned());
-        let Some(record) = self.layer(id)?.map(|doc| doc.value).filter(|record| record.form == Form::Sealed) else {
-            return Ok(if layer::has_tree(&self.root, id) { None } else { missing() });
+        let sealed = || -> Result<Option<LayerRecord>> {
+            Ok(self.layer(id)?.map(|doc| doc.value).filter(|record| record.form == Form::Sealed))
         };
+        let mut record = sealed()?;
+        if record.is_none() && layer::has_tree(&self.root, id) {
+            return Ok(None);
+        }
+        if record.is_none() {
+            // Nothing is locked, so it may have been sealed and its tree gone between the two looks.
+            record = sealed()?;
+        }
+        let Some(record) = record else { return Ok(missing()) };
         let directory = self.root.layer_dir(id);
         if !directory.is_dir() {
             return Ok(missing());

@@ -16,7 +16,7 @@ const WRITE: &str = "echo mine > /state; dd if=/dev/zero of=/big bs=1024 count=2
 fn world(fs: &LoopFs) -> Result<World> {
     let world = World::with_image(&fs.path().join("root"))?;
     for name in ["a", "b", "c"] {
-        world.ok(&["create", name, "--image", IMAGE, "--", "/bin/sh", "-c", WRITE])?;
+        world.ok(&["create", name, "--image", IMAGE, "--seal", "never", "--", "/bin/sh", "-c", WRITE])?;
     }
     Ok(world)
 }

@@ -85,7 +85,20 @@ impl World {
 
     /// Adds the container `name` with `runs` generations, made by [`script`].
     pub(crate) fn add_container(&self, name: &str, keep: u32, runs: u64) -> Result<()> {
-        self.ok(&["create", name, "--image", IMAGE, "--keep", &keep.to_string(), "--", "/bin/sh", "-c", WAIT])?;
+        self.ok(&[
+            "create",
+            name,
+            "--image",
+            IMAGE,
+            "--seal",
+            "never",
+            "--keep",
+            &keep.to_string(),
+            "--",
+            "/bin/sh",
+            "-c",
+            WAIT,
+        ])?;
         for number in 1..=runs {
             self.ok(&["start", name, "--", "/bin/sh", "-c", &script(number)])?;
         }

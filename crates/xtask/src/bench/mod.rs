@@ -9,6 +9,7 @@
 //! session           one run in a container and its two times
 //! peers             how each tool starts a run and saves it
 //! scratch           the journaled file system everything lies on
+//! keeping           Perennial as one more tool of the peers' harness
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! memory            what a supervisor holds while its container idles
 //! report            medians, ratios, Markdown
@@ -16,6 +17,7 @@
 
 mod command;
 mod environment;
+mod keeping;
 mod leave_and_return;
 mod memory;
 mod peers;
@@ -37,11 +39,14 @@ pub(crate) struct Options {
 enum Benchmark {
     /// Exit and start of a container that changed 50 files, at several sizes, beside podman and the bare OCI runtime.
     LeaveAndReturn(leave_and_return::Options),
+    /// Saving, keeping and bringing back trees, in the peers' own harness.
+    Keeping(keeping::Options),
 }
 
 /// Runs the chosen benchmark.
 pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     match &options.benchmark {
         Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
+        Benchmark::Keeping(options) => keeping::run(root, options),
     }
 }

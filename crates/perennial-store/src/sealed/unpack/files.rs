@@ -142,11 +142,12 @@ impl Worker<'_> {
         let Job { file, content, attrs, path } = job;
         match &content {
             Content::Inline(bytes) => {
-                write_all(file.as_fd(), bytes).map_err(|errno| TreeError::system("write", path.clone(), errno))?
+                write_all(file.as_fd(), bytes).map_err(|errno| TreeError::system("write", path.clone(), errno))?;
             }
-            Content::Object { id, size } => self
-                .copy(id, *size, file.as_fd())
-                .map_err(|source| TreeError::Content { path: path.clone(), source: Box::new(source) })?,
+            Content::Object { id, size } => {
+                let copied = self.copy(id, *size, file.as_fd());
+                copied.map_err(|source| TreeError::Content { path: path.clone(), source: Box::new(source) })?;
+            }
         }
         self.io.apply(Target::Open(file.as_fd()), &attrs, Kind::Other, &|| path.clone())?;
         let stat = EntryStat::of_open(file.as_fd());
