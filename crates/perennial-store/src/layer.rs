@@ -30,7 +30,7 @@ pub enum LayerError {
     /// The metadata image of a sealed layer cannot be mounted.
     #[error("{}", path.display())]
     Image {
-        /// Directory of the layer.
+        /// The image.
         path: PathBuf,
         /// Why.
         source: MountImageError,
@@ -137,7 +137,8 @@ pub fn open(root: &Root, layer: &LayerId, form: Form) -> Result<OwnedFd, LayerEr
         Form::Sealed => {
             let path = root.layer_dir(layer);
             let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
-            sealed::open_tree(directory.as_fd()).map_err(|source| LayerError::Image { path, source })
+            sealed::open_tree(directory.as_fd())
+                .map_err(|source| LayerError::Image { path: path.join(sealed::IMAGE), source })
         }
     }
 }

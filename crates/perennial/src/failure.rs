@@ -134,6 +134,17 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+/// Whether an object is missing or not what its name says.
+fn is_damage(error: &perennial_store::objects::ObjectError) -> bool {
+    use perennial_store::objects::ObjectError;
+    match error {
+        ObjectError::Damaged { .. } => true,
+        ObjectError::System { .. } | ObjectError::Hash(_) => {
+            matches!(error.errno(), Some(rustix::io::Errno::NOENT | rustix::io::Errno::IO))
+        }
+    }
+}
+
 /// Finds exit code and hint for errors of the other crates, so that they need not know of either.
 fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
     use perennial_core::format::DecodeError;
@@ -153,6 +164,12 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
                 RecordError::NoSpace { .. } => (Code::Failed, Some("free some space on that file system".into())),
                 RecordError::Failed { .. } => (Code::Failed, None),
             };
+        }
+        if let Some(perennial_store::tree::TreeError::Content { source, .. }) = cause.downcast_ref()
+            && is_damage(source)
+        {
+            let hint = "`perennial verify --full` says which generations that touches and where to go back to";
+            return (Code::Damaged, Some(hint.into()));
         }
         if let Some(cause) = cause.downcast_ref::<RootError>() {
             return match cause {

@@ -6,6 +6,7 @@
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
+use perennial_store::records::sqlite::SqliteRecords;
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::host::{self, now};
 use serde_json::Value;
@@ -170,8 +171,10 @@ fn harm(path: &Path, aside: &Path, damage: Damage) -> Result<()> {
         }
         Damage::Flipped => {
             let mut bytes = fs::read(path)?;
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 0x80;
+            // SQLite has checksums in its log only: of its file it sees what is wrong with its structure.
+            let is_records = path.ends_with("records.db");
+            let at = if is_records { 3 } else { bytes.len() / 2 };
+            bytes[at] ^= 0x80;
             write(path, bytes)?;
         }
     }
@@ -409,9 +412,8 @@ fn damage_to_the_store_itself_is_refused() -> Result<()> {
             let aside = root.with_extension("aside");
             drop(fs::remove_dir_all(&aside));
             drop(fs::remove_file(&aside));
-            for rest in ["records.db-wal", "records.db-shm"] {
-                drop(fs::remove_file(root.join(rest)));
-            }
+            // The log is folded into the file, so that the file alone is the store.
+            SqliteRecords::open_or_create(&root.join("records.db"))?.close_whole()?;
             harm(&root.join(file), &aside, damage)?;
             for args in commands {
                 let what = format!("{file} {damage:?}: {args:?}");
@@ -422,6 +424,12 @@ fn damage_to_the_store_itself_is_refused() -> Result<()> {
                 &format!("{file} {damage:?}"),
                 if gone.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("{gone:?} is gone")) },
             );
+            // A log that was begun meanwhile would be played over what is put back.
+            for rest in ["records.db-wal", "records.db-shm"] {
+                if file == "records.db" {
+                    drop(fs::remove_file(root.join(rest)));
+                }
+            }
             repair(&root.join(file), &aside)?;
             wrong.note(&format!("{file} {damage:?} put back"), copied.cli.ok(&["verify", "--full"]).map(drop));
             wrong.note(
@@ -489,4 +497,24 @@ fn a_scrub_finds_a_changed_byte() -> Result<()> {
     ensure!(health(&copied.cli, "web", 3)? == "damaged", "not marked");
     ensure!(health(&copied.cli, "web", 2)? != "damaged", "marked without a reason");
     Ok(())
+}
+
+/// What was committed last is in the log until it is long enough: a root that has lost it is not emptied.
+#[test]
+fn records_that_have_lost_their_log_are_refused() -> Result<()> {
+    let store = Store::new()?;
+    let copied = store.copy("lost")?;
+    let root = copied.cli.root();
+    let before = kept(root)?;
+    let log = root.join("records.db-wal");
+    ensure!(fs::metadata(&log)?.len() > 0, "everything is in the file already");
+    fs::rename(&log, root.with_extension("aside"))?;
+    drop(fs::remove_file(root.join("records.db-shm")));
+    for args in [&["gc"][..], &["verify"], &["start", "web", "--detach"], &["generations", "web"]] {
+        told(&copied.cli, args, &["records.db", "doctor --rebuild"])?;
+    }
+    let gone: Vec<PathBuf> = before.difference(&kept(root)?).cloned().collect();
+    ensure!(gone.is_empty(), "{gone:?} is gone");
+    copied.cli.ok(&["doctor", "--rebuild"])?;
+    shows(&copied.cli, "web", "mount", "/srv.txt", &content(3))
 }

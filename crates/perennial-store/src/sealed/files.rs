@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 
 /// Name of the manifest in a layer's directory.
 pub const MANIFEST: &str = "manifest";
+/// Bytes of the checksum at the end of a manifest, and read at a time for it.
+const CHECKSUM_BYTES: u64 = 32;
+const HASH_BUFFER_BYTES: usize = 256 << 10;
 /// Names while they are written; what is there by these names is a rest of an attempt that was cut off.
 pub const TEMPORARY: [&str; 2] = [".manifest.new", ".meta.erofs.new"];
 
@@ -140,6 +143,34 @@ impl LayerFiles {
         let mut reader = Reader::new(file).map_err(|error| self.unreadable(MANIFEST, &error))?;
         while reader.next_directory().map_err(|error| self.unreadable(MANIFEST, &error))?.is_some() {}
         Ok(reader.summary().cloned())
+    }
+
+    /// Returns whether the manifest is as it was written, by the checksum at its end; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`SealError::Io`].
+    pub fn is_manifest_intact(&self) -> Result<Option<bool>, SealError> {
+        let Some(mut file) = self.manifest()? else { return Ok(None) };
+        let mut rest = match file.size() {
+            Ok(size) => size.checked_sub(CHECKSUM_BYTES),
+            Err(error) => return Err(self.io("look at", MANIFEST, error)),
+        };
+        let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; HASH_BUFFER_BYTES]);
+        while let Some(left) = rest.filter(|left| *left > 0) {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let piece = buffer.get_mut(..wanted).unwrap_or_default();
+            match file.read(piece) {
+                // No file, or one that became shorter.
+                Ok(0) | Err(_) => return Ok(Some(false)),
+                Ok(length) => {
+                    hasher.update(piece.get(..length).unwrap_or_default());
+                    rest = left.checked_sub(u64::try_from(length).unwrap_or(left));
+                }
+            }
+        }
+        let mut written = [0; 32];
+        let is_read = rest.is_some() && file.0.read_exact(&mut written).is_ok();
+        Ok(Some(is_read && hasher.finalize() == written))
     }
 
     /// Returns whether the layer has both files.

@@ -62,6 +62,10 @@ impl Engine {
             let failure = Failure::from(error);
             match layer.form {
                 Form::Dir => failure,
+                // Where others can be mounted, the reason is in this one.
+                Form::Sealed if self.can_seal().is_ok() => {
+                    failure.code(Code::Damaged).hint("`perennial verify` says what is wrong and where to go back to")
+                }
                 Form::Sealed => failure.code(Code::Host).hint("`perennial doctor` says whether this host can use it"),
             }
         })
