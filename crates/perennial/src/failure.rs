@@ -134,13 +134,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Whether an object is missing or not what its name says.
-fn is_damage(error: &perennial_store::objects::ObjectError) -> bool {
+/// Whether an object that was to be read is missing or not what its name says.
+fn is_damaged_content(cause: &(dyn std::error::Error + 'static)) -> bool {
     use perennial_store::objects::ObjectError;
-    match error {
+    let Some(perennial_store::tree::TreeError::Content { source, .. }) = cause.downcast_ref() else { return false };
+    match &**source {
         ObjectError::Damaged { .. } => true,
         ObjectError::System { .. } | ObjectError::Hash(_) => {
-            matches!(error.errno(), Some(rustix::io::Errno::NOENT | rustix::io::Errno::IO))
+            matches!(source.errno(), Some(rustix::io::Errno::NOENT | rustix::io::Errno::IO))
         }
     }
 }
@@ -165,9 +166,7 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
                 RecordError::Failed { .. } => (Code::Failed, None),
             };
         }
-        if let Some(perennial_store::tree::TreeError::Content { source, .. }) = cause.downcast_ref()
-            && is_damage(source)
-        {
+        if is_damaged_content(cause) {
             let hint = "`perennial verify --full` says which generations that touches and where to go back to";
             return (Code::Damaged, Some(hint.into()));
         }

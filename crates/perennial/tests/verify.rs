@@ -3,6 +3,8 @@
 //! Each kind of damage is done to each file of the store, in a copy of the same root, and the commands are asked. What
 //! a start does not look at is in the table too: contents of objects, and what lies behind the head of a manifest.
 
+#![expect(clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};

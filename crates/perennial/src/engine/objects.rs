@@ -46,7 +46,12 @@ impl Engine {
     /// Refuses to tell unneeded objects from needed ones where a manifest is missing or not as it was written: the
     /// objects it names would pass for unneeded.
     fn refuse_damaged_manifest(&self, id: &LayerId, directory: &Path) -> Result<()> {
-        let intact = LayerFiles::open(directory)?.is_manifest_intact()?;
+        let files = match LayerFiles::open(directory) {
+            // It has just been freed.
+            Err(_) if directory.symlink_metadata().is_err() => return Ok(()),
+            files => files?,
+        };
+        let intact = files.is_manifest_intact()?;
         let is_sealed = || Ok::<_, Failure>(self.layer(id)?.is_some_and(|doc| doc.value.form == Form::Sealed));
         if intact == Some(true) || (intact.is_none() && !is_sealed()?) {
             return Ok(());

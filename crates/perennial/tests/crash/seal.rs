@@ -283,7 +283,7 @@ fn a_seal_on_a_full_disk_changes_nothing() -> Result<()> {
     world.ok(&["start", "c", "--", "/bin/sh", "-c", many])?;
     check_rest(&world)?;
     let before = shown(&world)?;
-    for leave in [0, 40 << 10, 200 << 10] {
+    for leave in [0, 8 << 10, 40 << 10] {
         let filler = disk.fill(leave)?;
         let sealed = world.perennial.run(&["seal", "c"])?;
         ensure!(sealed.code() != 0, "it was sealed without space ({leave} bytes): {}", sealed.out());
