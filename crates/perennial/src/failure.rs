@@ -148,6 +148,14 @@ fn is_damaged_content(cause: &(dyn std::error::Error + 'static)) -> bool {
 
 /// Finds exit code and hint for errors of the other crates, so that they need not know of either.
 fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
+    if error.chain().any(is_damaged_content) {
+        let hint = "`perennial verify --full` says which generations that touches and where to go back to";
+        return (Code::Damaged, Some(hint.into()));
+    }
+    classify_others(error)
+}
+
+fn classify_others(error: &anyhow::Error) -> (Code, Option<String>) {
     use perennial_core::format::DecodeError;
     use perennial_core::generations::choose::ChooseError;
     use perennial_runtime::oci::OciError;
@@ -165,10 +173,6 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
                 RecordError::NoSpace { .. } => (Code::Failed, Some("free some space on that file system".into())),
                 RecordError::Failed { .. } => (Code::Failed, None),
             };
-        }
-        if is_damaged_content(cause) {
-            let hint = "`perennial verify --full` says which generations that touches and where to go back to";
-            return (Code::Damaged, Some(hint.into()));
         }
         if let Some(cause) = cause.downcast_ref::<RootError>() {
             return match cause {

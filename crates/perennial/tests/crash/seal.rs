@@ -109,7 +109,7 @@ fn check_rest(world: &World) -> Result<()> {
 /// Whether each layer of the current generation of `c` is sealed.
 fn forms(world: &World) -> Result<Vec<bool>> {
     let last = world.perennial.generations("c")?.pop().context("a generation")?;
-    Ok(last["sealed_layers"].as_array().into_iter().flatten().filter_map(Value::as_bool).collect())
+    Ok(last.get("sealed_layers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_bool).collect())
 }
 
 /// Checks that the generations that were there show what they did.
