@@ -137,7 +137,16 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Whether an object that was to be read is missing or not what its name says.
 fn is_damaged_content(cause: &(dyn std::error::Error + 'static)) -> bool {
     use perennial_store::objects::ObjectError;
-    let Some(perennial_store::tree::TreeError::Content { source, .. }) = cause.downcast_ref() else { return false };
+    let of_tree = match cause.downcast_ref() {
+        Some(perennial_store::tree::TreeError::Content { source, .. }) => Some(source),
+        Some(_) | None => None,
+    };
+    let of_seal = match cause.downcast_ref() {
+        Some(perennial_store::sealed::SealError::Manifest { .. }) => return true,
+        Some(perennial_store::sealed::SealError::Content { source, .. }) => Some(source),
+        Some(_) | None => None,
+    };
+    let Some(source) = of_tree.or(of_seal) else { return false };
     match &**source {
         ObjectError::Damaged { .. } => true,
         ObjectError::System { .. } | ObjectError::Hash(_) => {

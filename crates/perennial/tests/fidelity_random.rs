@@ -69,7 +69,7 @@ impl Theatre {
         let volume = format!("{}:{ACTOR}:ro", self.actor);
         let keep = (1 + number % 3).to_string();
         // One script in four with work in the background, as by default.
-        let seal = if number % 4 == 0 { "auto" } else { "never" };
+        let seal = if number.is_multiple_of(4) { "auto" } else { "never" };
         self.stage.create_idle(&name, &["--volume", &volume, "--keep", &keep, "--seal", seal])?;
         fs::create_dir(&plain)?;
         let mut counts = (0, 0);
