@@ -170,8 +170,12 @@ pub fn discard(root: &Root, path: &Path, name: &str) -> Result<(), LayerError> {
 pub fn list(root: &Root) -> Result<Vec<LayerId>, LayerError> {
     let path = root.path().join("layers");
     let entries = std::fs::read_dir(&path).map_err(|error| LayerError::io("read", &path, error))?;
-    let mut layers: Vec<LayerId> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect();
+    let mut layers: Vec<LayerId> = entries
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| LayerError::io("read", &path, error))?
+        .into_iter()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .collect();
     layers.sort();
     Ok(layers)
 }
