@@ -143,7 +143,10 @@ fn is_damaged_content(cause: &(dyn std::error::Error + 'static)) -> bool {
     };
     let of_seal = match cause.downcast_ref() {
         Some(perennial_store::sealed::SealError::Manifest { .. }) => return true,
-        Some(perennial_store::sealed::SealError::Content { source, .. }) => Some(source),
+        Some(
+            perennial_store::sealed::SealError::Tree(perennial_store::tree::TreeError::Content { source, .. })
+            | perennial_store::sealed::SealError::Content { source, .. },
+        ) => Some(source),
         Some(_) | None => None,
     };
     let Some(source) = of_tree.or(of_seal) else { return false };
