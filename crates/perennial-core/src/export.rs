@@ -73,9 +73,12 @@ pub struct ExportReport {
 }
 
 impl ExportReport {
-    /// Adds a path that something is lost of.
+    /// Adds a path that something is lost of; one that is listed, for another layer that has it, counts once.
     pub fn add(&mut self, loss: Loss, path: &[u8]) {
         let lost = self.losses.entry(loss).or_default();
+        if lost.paths.iter().any(|listed| listed == path) {
+            return;
+        }
         lost.count = lost.count.saturating_add(1);
         if lost.paths.len() < PATHS_MAX {
             lost.paths.push(path.to_vec());

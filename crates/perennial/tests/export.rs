@@ -5,7 +5,6 @@
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
-use perennial_store::tree::EntryPath;
 use perennial_testkit::actor::{self, ACTOR};
 use perennial_testkit::host::run;
 use perennial_testkit::image;
@@ -13,8 +12,7 @@ use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::traps::{self, Outcome};
 use perennial_testkit::tree::{Difference, Field, TreeListing, ensure_equal_but};
 use serde_json::Value;
-use stage::{IDLE, Stage, names, texts, write};
-use std::collections::BTreeSet;
+use stage::{IDLE, Stage, write};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,12 +24,13 @@ const DISK_BYTES: u64 = 2 << 30;
 struct Trapped {
     stage: Stage,
     actor: String,
+    capabilities: Vec<&'static str>,
     left: TreeListing,
     _disk: LoopFs,
 }
 
 impl Trapped {
-    fn new(seal: &str) -> Result<Self> {
+    fn new(seal: &str, capabilities: Vec<&'static str>) -> Result<Self> {
         let disk = LoopFs::new(FsKind::Ext4, DISK_BYTES)?;
         let stage = Stage::empty_in(&disk.path())?;
         let rootfs = stage.rootfs("rootfs")?;
@@ -46,7 +45,7 @@ impl Trapped {
         stage.import(&rootfs, "box")?;
         fs::remove_dir_all(&rootfs)?;
         let actor = actor.display().to_string();
-        let mut trapped = Self { stage, actor, left: TreeListing::default(), _disk: disk };
+        let mut trapped = Self { stage, actor, capabilities, left: TreeListing::default(), _disk: disk };
         trapped.create("web", "box", seal)?;
         for number in 1..=2 {
             trapped.stage.ok(&["start", "web", "--detach"])?;
@@ -58,10 +57,17 @@ impl Trapped {
         Ok(trapped)
     }
 
+    /// With all traps but those that keep a layer from being sealed.
+    fn sealed() -> Result<Self> {
+        let mut capabilities = traps::capabilities();
+        capabilities.retain(|capability| !capability.contains("IMMUTABLE"));
+        Self::new("auto", capabilities)
+    }
+
     fn create(&self, name: &str, image: &str, seal: &str) -> Result<()> {
         let volume = format!("{}:{ACTOR}:ro", self.actor);
         let mut args = vec!["create", name, "--image", image, "--volume", &volume, "--seal", seal];
-        for capability in traps::capabilities() {
+        for capability in &self.capabilities {
             args.extend(["--cap-add", capability]);
         }
         args.extend(["--", "sh", "-c", IDLE]);
@@ -82,12 +88,24 @@ impl Trapped {
     }
 }
 
+/// Returns a path of a report, which is given as bytes too where it is not text.
+fn path_of(value: &Value) -> Vec<u8> {
+    match value["path_bytes"].as_array() {
+        Some(bytes) => bytes.iter().filter_map(|byte| u8::try_from(byte.as_u64()?).ok()).collect(),
+        None => value["path"].as_str().unwrap_or_default().as_bytes().to_vec(),
+    }
+}
+
 /// Returns whether a difference is named by the report.
 fn is_named(said: &Value, difference: &Difference) -> bool {
-    let path = format!("/{}", EntryPath::from_bytes(difference.path.0.clone()));
-    let lists = |loss: &str| texts(said, &format!("/not_said/entries/{loss}/paths")).unwrap_or_default();
-    let has = |loss: &str| lists(loss).contains(&path);
-    let is_below = |loss: &str| lists(loss).iter().any(|top| path == *top || path.starts_with(&format!("{top}/")));
+    let path = [b"/", difference.path.0.as_slice()].concat();
+    let paths = |loss: &str| -> Vec<Vec<u8>> {
+        let list = said["not_said"]["entries"][loss]["paths"].as_array().cloned().unwrap_or_default();
+        list.iter().map(path_of).collect()
+    };
+    let has = |loss: &str| paths(loss).contains(&path);
+    let is_below =
+        |loss: &str| paths(loss).iter().any(|top| path == *top || path.starts_with(&[top.as_slice(), b"/"].concat()));
     match &difference.field {
         Field::Missing => has("socket") || is_below("whiteout_name") || is_below("path_too_long"),
         Field::Flags => has("inode_flags"),
@@ -116,31 +134,91 @@ fn ensure_complete(said: &Value) -> Result<()> {
     Ok(())
 }
 
-fn everything_returns(seal: &str) -> Result<()> {
-    let trapped = Trapped::new(seal)?;
-    for (name, options) in [
-        ("layered", &[][..]),
-        ("flat", &["--flatten"]),
-        ("gzip", &["--compress", "gzip"]),
-        ("plain", &["--flatten", "--compress", "none"]),
-    ] {
+/// What the options of a case are, and how many layers it has.
+const WAYS: [(&str, &[&str], usize); 4] = [
+    ("layered", &[], 3),
+    ("flat", &["--flatten"], 1),
+    ("gzip", &["--compress", "gzip"], 3),
+    ("plain", &["--flatten", "--compress", "none"], 1),
+];
+
+fn everything_returns(trapped: &Trapped, ways: &[(&str, &[&str], usize)]) -> Result<()> {
+    for (name, options, layers) in ways {
         let (said, found) = trapped.regrow(name, options)?;
         ensure_complete(&said)?;
         ensure_equal_but(&trapped.left, &found, &|difference| is_named(&said, difference))
-            .with_context(|| format!("{name}, --seal {seal}: {:#}", said["not_said"]))?;
-        let layers = said["layers"].as_array().map_or(0, Vec::len);
-        let expected = if options.contains(&"--flatten") { 1 } else { 3 };
-        ensure!(layers == expected, "{name} has {layers} layers");
+            .with_context(|| format!("{name}: {:#}", said["not_said"]))?;
+        let found = said["layers"].as_array().map_or(0, Vec::len);
+        ensure!(found == *layers, "{name} has {found} layers");
     }
     Ok(())
 }
 
 #[test]
 fn what_is_exported_from_directories_returns_but_for_what_the_report_names() -> Result<()> {
-    everything_returns("never")
+    everything_returns(&Trapped::new("never", traps::capabilities())?, &WAYS)
 }
 
 #[test]
 fn what_is_exported_from_sealed_layers_returns_but_for_what_the_report_names() -> Result<()> {
-    everything_returns("auto")
+    let trapped = Trapped::sealed()?;
+    let said = trapped.stage.ok(&["seal"])?.out();
+    let forms = trapped.stage.generation("web", 2)?;
+    ensure!(forms["sealed"] == true, "{said}\n{forms:#}");
+    everything_returns(&trapped, &WAYS)
+}
+
+#[test]
+fn layers_that_mean_nothing_alone_are_exported_as_one() -> Result<()> {
+    let trapped = Trapped::new("auto", traps::capabilities())?;
+    let destination = format!("oci:{}", trapped.stage.path("layered").display());
+    trapped.stage.refused_with(&["export", "web", &destination], 5, &["web@2", "--flatten"])?;
+    ensure!(!trapped.stage.path("layered").exists(), "something was left");
+    everything_returns(&trapped, &WAYS[1..2])
+}
+
+/// Another engine with a store of its own, which is gone with this.
+struct Podman<'a> {
+    dir: &'a Path,
+    driver: &'a str,
+}
+
+impl Podman<'_> {
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let (root, run_root) = (self.dir.join("root"), self.dir.join("run"));
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(root).arg("--runroot").arg(run_root);
+        command.args(["--storage-driver", self.driver, "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+        let done = run(command.args(args)).context("podman (Debian package podman)")?;
+        Ok(String::from_utf8(done.stdout)?)
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // Mounts and all; what cannot be removed shows when the directory is.
+        drop(self.ok(&["image", "unmount", "--all"]));
+        drop(self.ok(&["system", "reset", "--force"]));
+    }
+}
+
+#[test]
+fn podman_sees_the_same_tree_but_for_what_the_report_names() -> Result<()> {
+    let trapped = Trapped::sealed()?;
+    for (number, (driver, options)) in
+        [("overlay", &[][..]), ("overlay", &["--flatten", "--compress", "gzip"]), ("vfs", &[])].into_iter().enumerate()
+    {
+        let archive = trapped.stage.path(&format!("archive-{number}.tar"));
+        let destination = format!("oci-archive:{}", archive.display());
+        let said: Value = trapped.stage.json(&[&["export", "web", &destination], options].concat())?;
+        let directory = trapped.stage.path(&format!("podman-{number}"));
+        fs::create_dir(&directory)?;
+        let podman = Podman { dir: &directory, driver };
+        podman.ok(&["load", "--input", archive.to_str().context("UTF-8")?])?;
+        let mounted = podman.ok(&["image", "mount", "localhost/web:2"])?;
+        let found = TreeListing::of(PathBuf::from(mounted.trim()))?;
+        ensure_equal_but(&trapped.left, &found, &|difference| is_named(&said, difference))
+            .with_context(|| format!("{driver} {options:?}: {:#}", said["not_said"]))?;
+    }
+    Ok(())
 }

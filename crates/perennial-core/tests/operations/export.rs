@@ -87,6 +87,8 @@ fn a_report_counts_all_and_names_the_first() {
     let lost = &report.losses[&Loss::Socket];
     assert_eq!((lost.count, lost.paths.len()), (50, PATHS_MAX));
     assert_eq!(lost.paths[0], b"run/0");
+    report.add(Loss::Socket, b"run/1");
+    assert_eq!(report.losses[&Loss::Socket].count, 50, "another layer has it too");
 }
 
 #[test]

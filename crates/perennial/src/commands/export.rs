@@ -1,5 +1,6 @@
 //! `export`.
 
+use super::views::with_path;
 use super::{Context, reference};
 use crate::cli::args::ExportArgs;
 use crate::cli::output::{self, Style};
@@ -68,7 +69,7 @@ fn as_json(container: &Container, destination: &Destination, exported: &Exported
 }
 
 fn lost_json(lost: &Lost) -> Value {
-    let paths: Vec<String> = lost.paths.iter().map(|path| shown(path)).collect();
+    let paths: Vec<Value> = lost.paths.iter().map(|path| with_path(path, json!({}))).collect();
     json!({ "count": lost.count, "paths": paths })
 }
 

@@ -125,7 +125,11 @@ impl Engine {
     }
 
     fn open_stack(&self, ids: Vec<LayerId>) -> Result<Stack> {
-        self.ensure_resolved(&ids)?;
+        self.ensure_resolved(&ids).map_err(|failure| match failure.code {
+            // What the layers show together needs none of them to stand for itself.
+            Code::Host => failure.hint("`perennial export --flatten` writes them as one layer"),
+            _ => failure,
+        })?;
         let fds = self.open_layers(&ids)?;
         let objects = self.root.objects_dir().is_dir().then(|| Objects::open(&self.root)).transpose()?;
         Ok(Stack { ids, fds, objects })
