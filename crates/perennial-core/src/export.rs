@@ -33,6 +33,12 @@ pub enum Loss {
     Attribute,
     /// An extended attribute without a value; written, but lost to most readers.
     EmptyAttribute,
+    /// A time before 1970; written, but lost to most readers.
+    EarlyTime,
+    /// A label of SELinux; written, but other engines give their own.
+    Label,
+    /// Mode, owner or attributes of the root directory; written, but most engines give it their own.
+    Root,
     /// Holes of a file; written as zeros.
     Holes,
 }
@@ -49,6 +55,9 @@ impl Loss {
             Self::UnionAttribute => "extended attributes that steer union mounts, left out",
             Self::Attribute => "extended attributes that an archive cannot hold, left out",
             Self::EmptyAttribute => "extended attributes without a value, written but lost to most readers",
+            Self::EarlyTime => "times before 1970, written but lost to most readers",
+            Self::Label => "labels of SELinux, written but replaced by most engines",
+            Self::Root => "mode, owner or attributes of the root, written but replaced by most engines",
             Self::Holes => "files with holes, written as zeros",
         }
     }

@@ -14,8 +14,9 @@ use perennial_testkit::tree::{Difference, Field, TreeListing, ensure_equal_but};
 use serde_json::Value;
 use stage::{IDLE, Stage, write};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+use tempfile::TempDir;
 
 /// Bytes of the file systems that the tests run on; the files are sparse.
 const DISK_BYTES: u64 = 2 << 30;
@@ -125,6 +126,23 @@ fn is_named(said: &Value, difference: &Difference) -> bool {
     }
 }
 
+/// Returns whether a difference in another engine is named by the report. The time of the root is when it was unpacked.
+fn is_named_for_others(said: &Value, difference: &Difference) -> bool {
+    let has = |loss: &str| {
+        let list = said["not_said"]["entries"][loss]["paths"].as_array().cloned().unwrap_or_default();
+        list.iter().any(|listed| path_of(listed) == [b"/", difference.path.0.as_slice()].concat())
+    };
+    let is_root = difference.path.0.is_empty();
+    match &difference.field {
+        Field::Mtime => is_root || has("early_time"),
+        Field::Mode | Field::Uid | Field::Gid => is_root && has("root"),
+        Field::Xattr(_) if is_root => has("root"),
+        Field::Xattr(name) if name.0 == b"security.selinux" => has("label"),
+        Field::Xattr(_) => has("empty_attribute") || is_named(said, difference),
+        _ => is_named(said, difference),
+    }
+}
+
 /// Fails where a report is cut short, since what is not listed could not be told from what is not named.
 fn ensure_complete(said: &Value) -> Result<()> {
     for (loss, lost) in said["not_said"]["entries"].as_object().into_iter().flatten() {
@@ -163,8 +181,9 @@ fn what_is_exported_from_directories_returns_but_for_what_the_report_names() -> 
 fn what_is_exported_from_sealed_layers_returns_but_for_what_the_report_names() -> Result<()> {
     let trapped = Trapped::sealed()?;
     let said = trapped.stage.ok(&["seal"])?.out();
+    // Inode flags keep the older layer a directory, so both forms stand in one stack.
     let forms = trapped.stage.generation("web", 2)?;
-    ensure!(forms["sealed"] == true, "{said}\n{forms:#}");
+    ensure!(forms["sealed_layers"] == serde_json::json!([true, false]), "{said}\n{forms:#}");
     everything_returns(&trapped, &WAYS)
 }
 
@@ -179,15 +198,20 @@ fn layers_that_mean_nothing_alone_are_exported_as_one() -> Result<()> {
 
 /// Another engine with a store of its own, which is gone with this.
 struct Podman<'a> {
-    dir: &'a Path,
+    root: PathBuf,
     driver: &'a str,
+    /// It takes no longer path for what it runs.
+    run_root: TempDir,
 }
 
-impl Podman<'_> {
+impl<'a> Podman<'a> {
+    fn new(root: PathBuf, driver: &'a str) -> Result<Self> {
+        Ok(Self { root, driver, run_root: TempDir::with_prefix_in("podman-", "/tmp")? })
+    }
+
     fn ok(&self, args: &[&str]) -> Result<String> {
-        let (root, run_root) = (self.dir.join("root"), self.dir.join("run"));
         let mut command = Command::new("podman");
-        command.arg("--root").arg(root).arg("--runroot").arg(run_root);
+        command.arg("--root").arg(&self.root).arg("--runroot").arg(self.run_root.path());
         command.args(["--storage-driver", self.driver, "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
         let done = run(command.args(args)).context("podman (Debian package podman)")?;
         Ok(String::from_utf8(done.stdout)?)
@@ -205,20 +229,49 @@ impl Drop for Podman<'_> {
 #[test]
 fn podman_sees_the_same_tree_but_for_what_the_report_names() -> Result<()> {
     let trapped = Trapped::sealed()?;
-    for (number, (driver, options)) in
-        [("overlay", &[][..]), ("overlay", &["--flatten", "--compress", "gzip"]), ("vfs", &[])].into_iter().enumerate()
-    {
+    // Its other driver copies layers with losses of its own.
+    let driver = "overlay";
+    for (number, options) in [&[][..], &["--flatten", "--compress", "gzip"]].into_iter().enumerate() {
         let archive = trapped.stage.path(&format!("archive-{number}.tar"));
         let destination = format!("oci-archive:{}", archive.display());
         let said: Value = trapped.stage.json(&[&["export", "web", &destination], options].concat())?;
-        let directory = trapped.stage.path(&format!("podman-{number}"));
-        fs::create_dir(&directory)?;
-        let podman = Podman { dir: &directory, driver };
+        let podman = Podman::new(trapped.stage.path(&format!("podman-{number}")), driver)?;
         podman.ok(&["load", "--input", archive.to_str().context("UTF-8")?])?;
         let mounted = podman.ok(&["image", "mount", "localhost/web:2"])?;
         let found = TreeListing::of(PathBuf::from(mounted.trim()))?;
-        ensure_equal_but(&trapped.left, &found, &|difference| is_named(&said, difference))
-            .with_context(|| format!("{driver} {options:?}: {:#}", said["not_said"]))?;
+        ensure_equal_but(&trapped.left, &found, &|difference| is_named_for_others(&said, difference))
+            .with_context(|| format!("{driver} {options:?}"))?;
+    }
+    Ok(())
+}
+
+/// The exported image runs unchanged: command, user, environment and directory are the container's.
+#[test]
+fn podman_runs_what_is_exported() -> Result<()> {
+    let stage = Stage::new()?;
+    let show = "id -u; pwd; echo $NAME; cat /etc/own; ls /etc/group /srv; stat -c '%a %u:%g %h' /srv/file; true";
+    let settings = ["--user", "1000", "--workdir", "/srv", "--env", "NAME=the container's", "--hostname", "h"];
+    stage.ok(&[&["create", "Web", "--image", "box"], &settings[..], &["--", "sh", "-c", show]].concat())?;
+    let change = "mkdir -p /srv/a; echo own >/etc/own; echo 1 >/srv/file; ln /srv/file /srv/link; rm /etc/group; \
+                  chown -R 1000:2000 /srv; chmod 6750 /srv/file";
+    stage.ok(&["run", "Web", "--", "true"])?;
+    stage.ok(&["fork", "Web", "two"])?;
+    let changed = stage.run(&["start", "Web", "--detach", "--", "sh", "-c", IDLE])?;
+    changed.ok()?;
+    stage.ok(&["exec", "--user", "0", "Web", "sh", "-c", change])?;
+    stage.ok(&["stop", "Web"])?;
+    stage.quiet()?;
+    let expected = "1000\n/srv\nthe container's\nown\na\nfile\nlink\n6750 1000:2000 2\n";
+    for (tag, options) in [("layered", &[][..]), ("flat", &["--flatten"])] {
+        let archive = stage.path(&format!("{tag}.tar"));
+        let destination = format!("oci-archive:{}:localhost/web:{tag}", archive.display());
+        let said = stage.ok(&[&["export", "Web", &destination], options].concat())?.out();
+        ensure!(said.contains("settings of the container: hostname"), "{said}");
+        let podman = Podman::new(stage.path(tag), "vfs")?;
+        podman.ok(&["load", "--input", archive.to_str().context("UTF-8")?])?;
+        let image = format!("localhost/web:{tag}");
+        let run = ["run", "--rm", "--network", "none", "--cgroups", "disabled", "--ulimit", "host", &image];
+        ensure!(podman.ok(&run)? == expected, "{tag}: {}", podman.ok(&run)?);
     }
     Ok(())
 }

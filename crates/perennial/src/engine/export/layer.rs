@@ -23,6 +23,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 /// Bytes of a file read at once.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Mode that engines give the root of a container.
+const ROOT_MODE: u32 = 0o755;
 /// Inode flags that mean something to users.
 const FLAGS: IFlags = IFlags::IMMUTABLE
     .union(IFlags::APPEND)
@@ -312,8 +314,22 @@ impl Layer<'_, '_> {
 
     fn write(&mut self, path: &[u8], described: &Described<'_>) -> Step<()> {
         let Described { kind, attrs, stat } = described;
+        let (xattrs, losses) = self.attributes(path, attrs);
+        // What is said of a file is said with its first name.
+        let is_further_name = matches!(kind, EntryKind::Hardlink(_));
+        for loss in losses.into_iter().filter(|_| !is_further_name) {
+            self.report.add(loss, path);
+        }
+        let mtime = (attrs.mtime.tv_sec, u32::try_from(attrs.mtime.tv_nsec).unwrap_or(0));
+        // The kernel shows permissions of symbolic links that mean nothing.
+        let mode = if stat.file_type() == FileType::Symlink { 0o777 } else { attrs.mode };
+        let (uid, gid) = (attrs.uid, attrs.gid);
+        Ok(self.tar.entry(&TarEntry { path, kind: *kind, mode, uid, gid, mtime, xattrs: &xattrs })?)
+    }
+
+    /// Returns the extended attributes that are written, and what is lost of an entry, each kind once.
+    fn attributes(&self, path: &[u8], attrs: &Attrs) -> (Vec<(Vec<u8>, Vec<u8>)>, Vec<Loss>) {
         let mut xattrs = Vec::with_capacity(attrs.xattrs.len());
-        // Each kind once for a path.
         let mut losses: Vec<Loss> = Vec::new();
         for (name, value) in &attrs.xattrs {
             match fate_of(name.to_bytes(), self.found) {
@@ -333,17 +349,19 @@ impl Layer<'_, '_> {
             largest.map(|at| xattrs.remove(at));
             losses.push(Loss::Attribute);
         }
+        if xattrs.iter().any(|(name, _)| name == b"security.selinux") {
+            losses.push(Loss::Label);
+        }
+        if attrs.mtime.tv_sec < 0 {
+            losses.push(Loss::EarlyTime);
+        }
+        let is_usual = attrs.mode == ROOT_MODE && attrs.uid == 0 && attrs.gid == 0 && xattrs.is_empty();
+        if path.is_empty() && !is_usual {
+            losses.push(Loss::Root);
+        }
         losses.sort_unstable();
         losses.dedup();
-        let is_further_name = matches!(kind, EntryKind::Hardlink(_));
-        for loss in losses.into_iter().filter(|_| !is_further_name) {
-            self.report.add(loss, path);
-        }
-        let mtime = (attrs.mtime.tv_sec, u32::try_from(attrs.mtime.tv_nsec).unwrap_or(0));
-        // The kernel shows permissions of symbolic links that mean nothing.
-        let mode = if stat.file_type() == FileType::Symlink { 0o777 } else { attrs.mode };
-        let (uid, gid) = (attrs.uid, attrs.gid);
-        Ok(self.tar.entry(&TarEntry { path, kind: *kind, mode, uid, gid, mtime, xattrs: &xattrs })?)
+        (xattrs, losses)
     }
 
     /// Writes an empty file that means something by its name.
