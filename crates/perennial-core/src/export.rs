@@ -1,6 +1,7 @@
 //! What an OCI image can say of a container, and what has to be left out: decided here, told by `export`.
 
 use crate::image::ImageConfig;
+use crate::process::PATH_DEFAULT;
 use crate::spec::{ContainerSpec, Limits, Network};
 use alloc::borrow::ToOwned as _;
 use alloc::collections::BTreeMap;
@@ -148,6 +149,10 @@ pub fn exported_config(image: &ImageConfig, spec: &ContainerSpec) -> (ImageConfi
         let own = name(setting);
         config.env.retain(|known| name(known) != own);
         config.env.push(setting.clone());
+    }
+    if !config.env.iter().any(|setting| setting.starts_with("PATH=")) {
+        // Runs have it here without being told; not all engines give it.
+        config.env.insert(0, alloc::format!("PATH={PATH_DEFAULT}"));
     }
     for (own, of_image) in [
         (&spec.user, &mut config.user),

@@ -6,16 +6,16 @@ mod stage;
 
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::actor::{self, ACTOR};
-use perennial_testkit::host::run;
+use perennial_testkit::host::{run, wait_until};
 use perennial_testkit::image;
 use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::traps::{self, Outcome};
 use perennial_testkit::tree::{Difference, Field, TreeListing, ensure_equal_but};
 use serde_json::Value;
-use stage::{IDLE, Stage, write};
+use stage::{IDLE, SOON, Stage, write};
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 /// Bytes of the file systems that the tests run on; the files are sparse.
@@ -212,7 +212,16 @@ impl<'a> Podman<'a> {
     fn ok(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new("podman");
         command.arg("--root").arg(&self.root).arg("--runroot").arg(self.run_root.path());
-        command.args(["--storage-driver", self.driver, "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+        command.args([
+            "--storage-driver",
+            self.driver,
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "file",
+            "--runtime",
+            "runc",
+        ]);
         let done = run(command.args(args)).context("podman (Debian package podman)")?;
         Ok(String::from_utf8(done.stdout)?)
     }
@@ -245,33 +254,94 @@ fn podman_sees_the_same_tree_but_for_what_the_report_names() -> Result<()> {
     Ok(())
 }
 
+/// A container whose settings and files the other engines must show.
+const SHOW: &str =
+    "id -u; pwd; echo $NAME; cat /etc/own; ls /srv; ls /etc/os-release || echo gone; stat -c '%a %u:%g %h' /srv/file";
+const SHOWN: &str = "1000\n/srv\nthe container's\nown\na\nfile\nlink\ngone\n6750 1000:2000 2\n";
+
+/// Exports such a container to an archive under a tag, and returns the archive.
+fn exported(stage: &Stage, tag: &str, options: &[&str]) -> Result<PathBuf> {
+    if !stage.run(&["inspect", "Web"])?.status.success() {
+        let settings = ["--user", "1000", "--workdir", "/srv", "--env", "NAME=the container's", "--hostname", "h"];
+        stage.ok(&[&["create", "Web", "--image", "box"], &settings[..], &["--", "sh", "-c", SHOW]].concat())?;
+        stage.ok(&["start", "Web", "--detach", "--", "sh", "-c", IDLE])?;
+        let change = "mkdir -p /srv/a; echo own >/etc/own; echo 1 >/srv/file; ln /srv/file /srv/link; rm /etc/os-release; \
+                      chown -R 1000:2000 /srv; chmod 6750 /srv/file";
+        stage.ok(&["exec", "--user", "0", "Web", "sh", "-c", change])?;
+        stage.ok(&["stop", "Web"])?;
+        stage.quiet()?;
+    }
+    let archive = stage.path(&format!("{tag}.tar"));
+    let destination = format!("oci-archive:{}:localhost/web:{tag}", archive.display());
+    let said = stage.ok(&[&["export", "Web", &destination], options].concat())?.out();
+    ensure!(said.contains("settings of the container: hostname"), "{said}");
+    Ok(archive)
+}
+
 /// The exported image runs unchanged: command, user, environment and directory are the container's.
 #[test]
 fn podman_runs_what_is_exported() -> Result<()> {
     let stage = Stage::new()?;
-    let show = "id -u; pwd; echo $NAME; cat /etc/own; ls /etc/group /srv; stat -c '%a %u:%g %h' /srv/file; true";
-    let settings = ["--user", "1000", "--workdir", "/srv", "--env", "NAME=the container's", "--hostname", "h"];
-    stage.ok(&[&["create", "Web", "--image", "box"], &settings[..], &["--", "sh", "-c", show]].concat())?;
-    let change = "mkdir -p /srv/a; echo own >/etc/own; echo 1 >/srv/file; ln /srv/file /srv/link; rm /etc/group; \
-                  chown -R 1000:2000 /srv; chmod 6750 /srv/file";
-    stage.ok(&["run", "Web", "--", "true"])?;
-    stage.ok(&["fork", "Web", "two"])?;
-    let changed = stage.run(&["start", "Web", "--detach", "--", "sh", "-c", IDLE])?;
-    changed.ok()?;
-    stage.ok(&["exec", "--user", "0", "Web", "sh", "-c", change])?;
-    stage.ok(&["stop", "Web"])?;
-    stage.quiet()?;
-    let expected = "1000\n/srv\nthe container's\nown\na\nfile\nlink\n6750 1000:2000 2\n";
     for (tag, options) in [("layered", &[][..]), ("flat", &["--flatten"])] {
-        let archive = stage.path(&format!("{tag}.tar"));
-        let destination = format!("oci-archive:{}:localhost/web:{tag}", archive.display());
-        let said = stage.ok(&[&["export", "Web", &destination], options].concat())?.out();
-        ensure!(said.contains("settings of the container: hostname"), "{said}");
+        let archive = exported(&stage, tag, options)?;
         let podman = Podman::new(stage.path(tag), "vfs")?;
         podman.ok(&["load", "--input", archive.to_str().context("UTF-8")?])?;
         let image = format!("localhost/web:{tag}");
-        let run = ["run", "--rm", "--network", "none", "--cgroups", "disabled", "--ulimit", "host", &image];
-        ensure!(podman.ok(&run)? == expected, "{tag}: {}", podman.ok(&run)?);
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+        let said = podman.ok(&[&["run", "--rm", "--network", "none"], &limits[..], &[&image]].concat())?;
+        ensure!(said == SHOWN, "{tag}: {said}");
+    }
+    Ok(())
+}
+
+/// A containerd of its own, which ends with this.
+struct Containerd {
+    dir: TempDir,
+    server: Child,
+}
+
+impl Containerd {
+    fn start() -> Result<Self> {
+        let dir = TempDir::with_prefix_in("containerd-", "/tmp")?;
+        let at = dir.path().display();
+        let config = format!(
+            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{at}/socket\"\n"
+        );
+        write(dir.path().join("config.toml"), config)?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(dir.path().join("config.toml")).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = command.spawn().context("containerd (Debian package containerd)")?;
+        let started = Self { dir, server };
+        wait_until("containerd answers", SOON, || Ok(started.ok(&["version"]).is_ok()))?;
+        Ok(started)
+    }
+
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let done = run(Command::new("ctr").arg("--address").arg(self.dir.path().join("socket")).args(args))?;
+        Ok(String::from_utf8(done.stdout)?)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // It ends at once and leaves nothing mounted: its snapshots are plain directories, its containers have ended.
+        drop(self.server.kill());
+        drop(self.server.wait());
+    }
+}
+
+#[test]
+fn containerd_runs_what_is_exported() -> Result<()> {
+    let stage = Stage::new()?;
+    let containerd = Containerd::start()?;
+    for (tag, options) in [("layered", &[][..]), ("flat", &["--flatten", "--compress", "gzip"])] {
+        let archive = exported(&stage, tag, options)?;
+        containerd.ok(&["images", "import", "--snapshotter", "native", archive.to_str().context("UTF-8")?])?;
+        let image = format!("localhost/web:{tag}");
+        let runtime = ["--snapshotter", "native", "--runc-binary", "runc"];
+        let said = containerd.ok(&[&["run", "--rm"], &runtime[..], &[&image, tag]].concat())?;
+        ensure!(said == SHOWN, "{tag}: {said}");
     }
     Ok(())
 }

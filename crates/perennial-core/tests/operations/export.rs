@@ -39,6 +39,8 @@ fn settings_of_the_container_stand_over_those_of_the_image() {
     assert_eq!(config.env, ["PATH=/bin", "BARE", "A=2", "B=3"]);
     assert_eq!((config.user.as_deref(), config.workdir.as_deref()), (Some("0:0"), Some("/srv")));
     assert_eq!(config.stop_signal.as_deref(), Some("SIGTERM"));
+    let (config, _) = exported_config(&ImageConfig::default(), &ContainerSpec::default());
+    assert_eq!(config.env, ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
     let spec = ContainerSpec { entrypoint: Some(texts(&["/mine", "-x"])), ..ContainerSpec::default() };
     let (config, _) = exported_config(&image(), &spec);
     assert_eq!((config.entrypoint, config.cmd), (texts(&["/mine", "-x"]), vec![]));
