@@ -139,7 +139,16 @@ fn is_named_for_others(said: &Value, difference: &Difference) -> bool {
         Field::Xattr(_) if is_root => has("root"),
         Field::Xattr(name) if name.0 == b"security.selinux" => has("label"),
         Field::Xattr(_) => has("empty_attribute") || is_named(said, difference),
-        _ => is_named(said, difference),
+        Field::Missing
+        | Field::Extra
+        | Field::Kind
+        | Field::Size
+        | Field::Content
+        | Field::Target
+        | Field::Device
+        | Field::Links
+        | Field::Holes
+        | Field::Flags => is_named(said, difference),
     }
 }
 
@@ -343,5 +352,50 @@ fn containerd_runs_what_is_exported() -> Result<()> {
         let said = containerd.ok(&[&["run", "--rm"], &runtime[..], &[&image, tag]].concat())?;
         ensure!(said == SHOWN, "{tag}: {said}");
     }
+    Ok(())
+}
+
+/// Nothing half-written stays, and nothing of somebody else's is touched.
+#[test]
+fn destinations_that_cannot_be_used_are_left_as_they_are() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.sh_ok("web", "head -c 20000000 /dev/urandom >/noise")?;
+    stage.quiet()?;
+    let directory = stage.path("other");
+    fs::create_dir(&directory)?;
+    write(directory.join("mine"), "mine")?;
+    write(stage.path("file"), "mine")?;
+    let at = |form: &str, name: &str| format!("{form}:{}", stage.path(name).display());
+    for (code, generation, destination, named) in [
+        (4, "web", at("oci", "other"), "without an image layout"),
+        (4, "web", at("oci", "file"), "a file"),
+        (4, "web", at("oci-archive", "file"), "a file"),
+        (4, "web", at("oci-archive", "other"), "other"),
+        (3, "web", at("oci", "missing/layout"), "missing"),
+        (3, "web@7", at("oci", "new"), "7"),
+        (3, "none", at("oci", "new"), "none"),
+        (2, "web", at("docker-archive", "new"), "docker-archive"),
+        (2, "web", at("oci", "new:bad tag"), "bad tag"),
+    ] {
+        stage.refused_unchanged(&["export", generation, &destination], code, &[named])?;
+    }
+    let disk = LoopFs::new(FsKind::Ext4, 8 << 20)?;
+    for form in ["oci", "oci-archive"] {
+        let destination = format!("{form}:{}", disk.path().join("new").display());
+        let error = stage.refused_with(&["export", "web", &destination], 1, &["free some space"])?;
+        ensure!(error.contains("No space"), "{error}");
+        let left = fs::read_dir(disk.path())?.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
+        ensure!(left == ["lost+found"], "{left:?}");
+    }
+    ensure!(fs::read(directory.join("mine"))? == b"mine" && fs::read_dir(&directory)?.count() == 1);
+    // A layout gets more images; a name goes to the newest.
+    for (tag, images) in [("one", 1), ("two", 2), ("one", 2)] {
+        stage.ok(&["export", "web", &format!("{}:{tag}", at("oci", "layout"))])?;
+        let index: Value = serde_json::from_slice(&fs::read(stage.path("layout/index.json"))?)?;
+        ensure!(index["manifests"].as_array().map_or(0, Vec::len) == images, "{index:#}");
+    }
+    let error = stage.refused_with(&["image", "import", &at("oci", "layout"), "x"], 1, &["one", "two"])?;
+    ensure!(error.contains("several images"), "{error}");
+    stage.import_from(&format!("{}:two", at("oci", "layout")), "x")?;
     Ok(())
 }

@@ -125,10 +125,12 @@ impl Engine {
     }
 
     fn open_stack(&self, ids: Vec<LayerId>) -> Result<Stack> {
-        self.ensure_resolved(&ids).map_err(|failure| match failure.code {
+        self.ensure_resolved(&ids).map_err(|failure| {
+            if failure.code != Code::Host {
+                return failure;
+            }
             // What the layers show together needs none of them to stand for itself.
-            Code::Host => failure.hint("`perennial export --flatten` writes them as one layer"),
-            _ => failure,
+            failure.hint("`perennial export --flatten` writes them as one layer")
         })?;
         let fds = self.open_layers(&ids)?;
         let objects = self.root.objects_dir().is_dir().then(|| Objects::open(&self.root)).transpose()?;

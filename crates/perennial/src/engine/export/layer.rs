@@ -33,6 +33,9 @@ const FLAGS: IFlags = IFlags::IMMUTABLE
     .union(IFlags::SYNC)
     .union(IFlags::DIRSYNC);
 
+/// Names and values of extended attributes.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What the tree is.
 pub enum Reading<'a> {
     /// A layer over those below it, newest first.
@@ -222,7 +225,7 @@ impl Layer<'_, '_> {
         self.report.add(Loss::Socket, path);
         match self.below.shows(entry.name)? {
             Below::Absent => Ok(()),
-            _ => self.marker(&whiteout_of(path)),
+            Below::Visible => self.marker(&whiteout_of(path)),
         }
     }
 
@@ -328,7 +331,7 @@ impl Layer<'_, '_> {
     }
 
     /// Returns the extended attributes that are written, and what is lost of an entry, each kind once.
-    fn attributes(&self, path: &[u8], attrs: &Attrs) -> (Vec<(Vec<u8>, Vec<u8>)>, Vec<Loss>) {
+    fn attributes(&self, path: &[u8], attrs: &Attrs) -> (Xattrs, Vec<Loss>) {
         let mut xattrs = Vec::with_capacity(attrs.xattrs.len());
         let mut losses: Vec<Loss> = Vec::new();
         for (name, value) in &attrs.xattrs {
