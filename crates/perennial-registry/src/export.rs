@@ -163,15 +163,3 @@ impl ImageWriter {
         Ok(Blob { media_type, digest, bytes })
     }
 }
-
-/// Returns the diff id of what `fill` writes, without keeping it.
-///
-/// # Errors
-/// As `fill`; its archive must be complete.
-pub fn diff_id_of<E: From<io::Error>>(fill: impl FnOnce(&mut TarWriter<'_>) -> Result<(), E>) -> Result<Digest, E> {
-    let mut sum = HashWriter::new(io::sink());
-    let mut tar = TarWriter::new(&mut sum);
-    fill(&mut tar)?;
-    tar.finish()?;
-    Ok(sum.finish().1)
-}

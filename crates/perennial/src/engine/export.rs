@@ -13,12 +13,9 @@ use layer::{Reading, write_layer};
 use perennial_core::container::Container;
 use perennial_core::export::{ExportReport, default_tag, exported_config};
 use perennial_core::generations::Generation;
-use perennial_core::id::{Digest, LayerId, RunId, Seq};
-use perennial_core::image::Image;
+use perennial_core::id::{LayerId, RunId, Seq};
 use perennial_core::time::Time;
-use perennial_registry::export::{
-    Compression, Destination, ExportError, ImageText, ImageWriter, TarWriter, Written, diff_id_of,
-};
+use perennial_registry::export::{Compression, Destination, ExportError, ImageText, ImageWriter, TarWriter, Written};
 use perennial_store::objects::Objects;
 use std::collections::BTreeMap;
 use std::io;
@@ -135,19 +132,6 @@ impl Engine {
         let fds = self.open_layers(&ids)?;
         let objects = self.root.objects_dir().is_dir().then(|| Objects::open(&self.root)).transpose()?;
         Ok(Stack { ids, fds, objects })
-    }
-
-    #[expect(dead_code, reason = "for the import of generations, which follows")]
-    /// Returns the digests that an image's layers have when they are exported, oldest first.
-    ///
-    /// # Errors
-    /// Where something of it cannot be read.
-    pub fn exported_diff_ids(&self, image: &Image) -> Result<Vec<Digest>> {
-        let held = self.hold_image(image.clone())?;
-        let stack = self.open_stack(held.stack())?;
-        let mut ignored = ExportReport::default();
-        let positions = (0..stack.ids.len()).rev();
-        positions.map(|position| diff_id_of(|tar| stack.write(position, tar, &mut ignored))).collect()
     }
 }
 
