@@ -8,7 +8,7 @@
 use anyhow::Context as _;
 use perennial_core::sealed::object::ObjectId;
 use perennial_store::cold::{HotObjects, Packer, Request};
-use perennial_store::root::{Root, Wait};
+use perennial_store::root::{Root, Secret, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     let root = Root::open_or_create(
         &arguments.next().context("give INPUT and ROOT")?,
         "2026-01-01T00:00:00Z".parse().context("a time is RFC 3339")?,
-        perennial_store::root::Secret::from_random([0; 16]),
+        Secret::from_random([7; 16]),
     )?;
     let mut packer = Packer::open(&root, Wait::Never)?.context("nobody else uses the root")?;
     let numbers = (1..).map(|number| input.0.join(format!("gen{number:02}"))).take_while(|path| path.exists());

@@ -26,6 +26,8 @@ pub use repack::Repacked;
 pub use verify::{PackReport, Unreadable};
 
 use crate::atomic;
+use crate::layer::LayerError;
+use crate::objects::ObjectError;
 use crate::root::{Root, Wait};
 use index::Places;
 use perennial_core::sealed::object::ObjectId;
@@ -64,6 +66,25 @@ pub trait HotObjects {
     fn adopt(&self, id: &ObjectId, content: &File) -> std::io::Result<()>;
 }
 
+impl HotObjects for crate::objects::Objects {
+    fn open(&self, id: &ObjectId) -> std::io::Result<File> {
+        self.open_object(id).map(File::from).map_err(into_io)
+    }
+
+    fn adopt(&self, id: &ObjectId, content: &File) -> std::io::Result<()> {
+        let size = content.metadata()?.len();
+        self.put_as(content.as_fd(), id, size).map(drop).map_err(into_io)
+    }
+}
+
+fn into_io(error: ObjectError) -> std::io::Error {
+    let kind = match &error {
+        ObjectError::System { source, .. } => std::io::Error::from(*source).kind(),
+        ObjectError::Hash(_) | ObjectError::Damaged { .. } => std::io::ErrorKind::Other,
+    };
+    std::io::Error::new(kind, error)
+}
+
 /// Why packs cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ColdError {
@@ -99,6 +120,9 @@ pub enum ColdError {
         /// The chunk, or the object itself where its recipe is damaged or its parts do not make it.
         chunk: ObjectId,
     },
+    /// A pack that is not needed any more could not be moved to the trash.
+    #[error("cannot discard a pack")]
+    Discard(#[source] LayerError),
     /// Something is too large for the format, which what this release writes never is.
     #[error("cannot encode a part of a pack")]
     Encode(#[source] PackError),

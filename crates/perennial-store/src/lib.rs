@@ -5,8 +5,8 @@
 //!   format.json      what this directory is, and which release may touch it
 //!   records.db       containers, images, layers, events (SQLite, durable at each commit)
 //!   layers/<id>/     tree/ (an overlay upper that is never written again) and layer.json
-//!   objects/         file contents, each once, under a secret name
 //!   packs/           objects of older generations, chunked and compressed together
+//!   objects/         file contents, each once, under a secret name
 //!   runs/<id>/       upper, work, merged and bundle of one run
 //!   oci/             the OCI runtime's own state
 //!   logs/<id>/       what a container has printed

@@ -4,7 +4,7 @@
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{HEAD_BYTES, Part, Recipe, Section, TRAILER_BYTES};
 use perennial_store::cold::{Archived, Cold, ColdError, HotObjects, Packer, Refusal, Request};
-use perennial_store::root::{Root, Wait};
+use perennial_store::root::{Root, Secret, Wait};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
@@ -55,7 +55,7 @@ impl Stage {
         let root = Root::open_or_create(
             &directory.path().join("root"),
             "2026-11-22T00:00:00Z".parse().unwrap(),
-            perennial_store::root::Secret::from_random([1; 16]),
+            Secret::from_random([7; 16]),
         );
         let objects = directory.path().join("objects");
         fs::create_dir(&objects).unwrap();

@@ -4,7 +4,7 @@ use super::archive::Session;
 use super::index::{ChunkPlace, Pack};
 use super::read::Unread;
 use super::{Cold, ColdError, Packer, pack_path};
-use crate::layer::{self, LayerError};
+use crate::layer;
 use crate::root::Root;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{FrameAt, Part};
@@ -96,12 +96,7 @@ impl Packer {
     fn discard(&mut self, root: &Root, pack: &ObjectId, repacked: &mut Repacked) -> Result<(), ColdError> {
         let path = pack_path(&self.cold.path, pack);
         let bytes = self.cold.packs().into_iter().find(|(id, _)| id == pack).map_or(0, |(_, bytes)| bytes);
-        layer::discard(root, &path, &format!("pack-{pack}")).map_err(|error| match error {
-            LayerError::Io { action, path, source } => ColdError::Io { action, path, source },
-            error @ (LayerError::Format { .. } | LayerError::Tree(_) | LayerError::Image { .. }) => {
-                ColdError::Io { action: "discard", path: path.clone(), source: std::io::Error::other(error) }
-            }
-        })?;
+        layer::discard(root, &path, &format!("pack-{pack}")).map_err(ColdError::Discard)?;
         self.cold.places.remove(pack);
         repacked.removed.push((*pack, bytes));
         Ok(())

@@ -148,7 +148,7 @@ impl Engine {
         for doc in self.layers()? {
             let record = doc.value;
             let is_refused = record.unsealable.is_some() && diligence == Diligence::Background;
-            if record.form == Form::Dir && !is_refused {
+            if record.form == Form::Dir && (!is_refused || record.unresolved) {
                 open.insert(record.id);
             }
         }
@@ -184,6 +184,7 @@ impl Engine {
                     let message = format!("layer {} is being sealed by another command", layer.id);
                     return Err(Failure::new(Code::Conflict, message).hint("try again in a moment"));
                 }
+                Sealing::StaysDirectory(_) if !self.state_of(&step.layer)?.unresolved => {}
                 Sealing::StaysDirectory(why) => {
                     let message =
                         format!("layer {} can only be used over the layers it was made over: {why}", layer.id);
@@ -219,13 +220,28 @@ impl Engine {
         outcome
     }
 
-    /// Seals one layer and records that.
+    /// Seals one layer and records that; one that stays a directory is at least made to stand for itself.
     fn seal_layer(&self, step: &SealStep, diligence: Diligence) -> Result<Sealing> {
+        let outcome = self.try_to_seal(step, diligence)?;
+        if matches!(outcome, Sealing::StaysDirectory(_)) && self.state_of(&step.layer)?.unresolved {
+            self.resolve_in_place(step)?;
+        }
+        Ok(outcome)
+    }
+
+    fn try_to_seal(&self, step: &SealStep, diligence: Diligence) -> Result<Sealing> {
         let stack: Vec<LayerId> = std::iter::once(&step.layer).chain(&step.below).cloned().collect();
         let Some(_locks) = self.share_without_waiting(&stack)? else { return Ok(Sealing::GaveWay) };
         let Some(record) = self.layer(&step.layer)? else { return Ok(Sealing::Nothing) };
         if record.value.form != Form::Dir || !layer::has_tree(&self.root, &step.layer) {
             return Ok(Sealing::Nothing);
+        }
+        if let Some(why) = record.value.unsealable.clone().filter(|_| diligence == Diligence::Background) {
+            return Ok(Sealing::StaysDirectory(why));
+        }
+        if let Some(lower) = self.states(&step.below)?.into_iter().find(|layer| layer.unresolved) {
+            // It refers to others in its turn: first it has to stand for itself, which takes nobody using it.
+            return Ok(Sealing::StaysDirectory(format!("the layer {} below it is in use", lower.id)));
         }
         let tree = self.root.layer_tree(&step.layer);
         let below = self.open_layers(&step.below)?;
