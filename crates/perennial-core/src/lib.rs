@@ -14,7 +14,8 @@
 //! - [`format`]: the bytes of records that outlive a process.
 //! - [`check`]: invariants over all of the above; [`host`]: what the machine lacks.
 //! - [`collect`]: what nothing needs any more; [`usage`]: what takes space; [`rebase`]: where two changes meet;
-//!   [`rebuild`]: records made again from the layers; [`verify`]: what damage means for generations.
+//!   [`rebuild`]: records made again from the layers; [`verify`]: what damage means for generations;
+//!   [`export`]: what an image can say of a container.
 #![no_std]
 extern crate alloc;
 
@@ -22,6 +23,7 @@ pub mod check;
 pub mod collect;
 pub mod container;
 pub mod event;
+pub mod export;
 pub mod format;
 pub mod generations;
 pub mod host;

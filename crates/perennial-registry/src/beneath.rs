@@ -47,7 +47,10 @@ pub(crate) fn entry_path(name: &[u8]) -> Result<Vec<u8>, NameError> {
         match component {
             b"" | b"." => {}
             b".." => return Err(NameError::DotDot),
-            component if component.len() > NAME_BYTES_MAX => return Err(NameError::TooLong),
+            // A whiteout is never made under its own name, which may be longer than that of any file.
+            component if component.strip_prefix(b".wh.").unwrap_or(component).len() > NAME_BYTES_MAX => {
+                return Err(NameError::TooLong);
+            }
             component => {
                 if !path.is_empty() {
                     path.push(b'/');

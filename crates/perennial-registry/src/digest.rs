@@ -1,8 +1,8 @@
-//! SHA-256 sums of what passes by: a reader that counts and sums, so that nothing is read twice to be checked.
+//! SHA-256 sums of what passes by: readers and writers that count and sum, so that nothing is read twice to be checked.
 
 use perennial_core::id::Digest;
 use sha2::{Digest as _, Sha256};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 /// Returns the digest of bytes in memory.
 #[must_use]
@@ -76,5 +76,36 @@ impl<R: Read> Read for HashReader<R> {
         self.hasher.update(buffer.get(..count).unwrap_or_default());
         self.bytes = self.bytes.saturating_add(u64::try_from(count).unwrap_or(0));
         Ok(count)
+    }
+}
+
+/// Passes bytes on to a writer, counting and summing them.
+pub(crate) struct HashWriter<W> {
+    output: W,
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl<W: Write> HashWriter<W> {
+    pub(crate) fn new(output: W) -> Self {
+        Self { output, hasher: Sha256::new(), bytes: 0 }
+    }
+
+    /// Returns the writer, and the digest and the length of what has passed.
+    pub(crate) fn finish(self) -> (W, Digest, u64) {
+        (self.output, finish(self.hasher), self.bytes)
+    }
+}
+
+impl<W: Write> Write for HashWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.output.write(bytes)?;
+        self.hasher.update(bytes.get(..count).unwrap_or_default());
+        self.bytes = self.bytes.saturating_add(u64::try_from(count).unwrap_or(0));
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }

@@ -4,6 +4,7 @@
 //! - [`mod@import`]: brings an image from such a source into a store, which it knows as a [`LayerTarget`].
 //! - [`apply`]: writes one layer archive as a directory in overlay form; hostile archives are refused.
 //! - [`mod@pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
+//! - [`mod@export`]: writes an image as an OCI layout, layer by layer.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.
@@ -11,6 +12,7 @@
 pub mod apply;
 pub mod credentials;
 pub mod digest;
+pub mod export;
 pub mod import;
 pub mod manifest;
 pub mod progress;

@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use perennial_core::container::StartMode;
 use perennial_core::generations::SealPolicy;
 use perennial_core::spec::Network;
+use perennial_registry::export::Compression;
 use std::path::PathBuf;
 
 /// Where state is kept unless `--root` says otherwise.
@@ -76,6 +77,8 @@ pub enum Command {
     Browse(BrowseArgs),
     /// Copy a file or directory out of a generation
     Cp(CpArgs),
+    /// Write a generation as an OCI image that any engine can run
+    Export(ExportArgs),
     /// Bring a generation up in a shadow and see whether it works
     Drill(DrillArgs),
     /// Show who did what with a container
@@ -664,6 +667,48 @@ pub struct CpArgs {
     pub source: String,
     /// Where to
     pub target: PathBuf,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Container, or NAME@SEQ; the current generation where no number is given
+    #[arg(value_name = "NAME[@SEQ]")]
+    pub generation: String,
+    /// Where to
+    #[arg(help = "Where to: oci:DIR[:TAG] or oci-archive:FILE[:TAG]", required_unless_present = "oci")]
+    pub destination: Option<String>,
+    /// Write to this directory, as oci:DIR
+    #[arg(long, value_name = "DIR", conflicts_with = "destination")]
+    pub oci: Option<PathBuf>,
+    /// Write all layers as one, over nothing
+    #[arg(long)]
+    pub flatten: bool,
+    /// How layers are packed
+    #[arg(long, value_enum, default_value_t)]
+    pub compress: CompressArg,
+}
+
+/// `--compress`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum CompressArg {
+    /// Fast and small
+    #[default]
+    Zstd,
+    /// For engines that know nothing else
+    Gzip,
+    /// Not packed
+    None,
+}
+
+impl From<CompressArg> for Compression {
+    fn from(arg: CompressArg) -> Self {
+        match arg {
+            CompressArg::Zstd => Self::Zstd,
+            CompressArg::Gzip => Self::Gzip,
+            CompressArg::None => Self::None,
+        }
+    }
 }
 
 /// `__supervise`.

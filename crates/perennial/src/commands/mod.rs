@@ -2,6 +2,7 @@
 
 mod container;
 mod doctor;
+mod export;
 mod generations;
 mod image;
 mod reference;
@@ -83,6 +84,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Diff(args) => views::diff(context, &args),
         Command::Browse(args) => views::browse(context, &args),
         Command::Cp(args) => views::cp(context, &args),
+        Command::Export(args) => export::export(context, &args),
         Command::Drill(args) => return generations::drill(context, args),
         Command::Events(args) => container::events(context, &args),
         Command::Image(command) => match command {

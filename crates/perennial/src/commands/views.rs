@@ -112,7 +112,8 @@ fn path_json(path: &[u8]) -> (Value, Value) {
     (Value::String(text), bytes.unwrap_or(Value::Null))
 }
 
-fn with_path(path: &[u8], mut value: Value) -> Value {
+/// Adds a path to an object: as text, and as bytes where it is not UTF-8.
+pub(super) fn with_path(path: &[u8], mut value: Value) -> Value {
     let (text, bytes) = path_json(path);
     if let Some(fields) = value.as_object_mut() {
         fields.insert("path".to_owned(), text);

@@ -14,6 +14,7 @@
 //! - [`history`]: roll back, pin, mark.
 //! - [`trees`]: layers on disk in either form, the one door to them.
 //! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
+//! - [`mod@export`]: generations as images that any engine can run.
 //! - [`drill`]: a generation brought up in a shadow and asked whether it works.
 //! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
 //! - [`diagnose`]: every invariant over what is really there.
@@ -30,6 +31,7 @@ pub mod diagnose;
 pub mod drill;
 pub mod evict;
 pub mod exit;
+pub mod export;
 pub mod history;
 pub mod images;
 pub mod net;

@@ -1,0 +1,401 @@
+//! Generations as OCI images: what comes back from them, and that other engines run them.
+
+#![expect(clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+
+mod stage;
+
+use anyhow::{Context as _, Result, ensure};
+use perennial_testkit::actor::{self, ACTOR};
+use perennial_testkit::host::{run, wait_until};
+use perennial_testkit::image;
+use perennial_testkit::loopfs::{FsKind, LoopFs};
+use perennial_testkit::traps::{self, Outcome};
+use perennial_testkit::tree::{Difference, Field, TreeListing, ensure_equal_but};
+use serde_json::Value;
+use stage::{IDLE, SOON, Stage, write};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// Bytes of the file systems that the tests run on; the files are sparse.
+const DISK_BYTES: u64 = 2 << 30;
+
+/// A container with every trap in two runs, and what its last run has left.
+struct Trapped {
+    stage: Stage,
+    actor: String,
+    capabilities: Vec<&'static str>,
+    left: TreeListing,
+    _disk: LoopFs,
+}
+
+impl Trapped {
+    fn new(seal: &str, capabilities: Vec<&'static str>) -> Result<Self> {
+        let disk = LoopFs::new(FsKind::Ext4, DISK_BYTES)?;
+        let stage = Stage::empty_in(&disk.path())?;
+        let rootfs = stage.rootfs("rootfs")?;
+        let actor = actor::trap_actor()?;
+        image::add_program(&rootfs, &actor, ACTOR)?;
+        write(rootfs.join(ACTOR.trim_start_matches('/')), "")?;
+        for name in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+            write(rootfs.join(name), "")?;
+        }
+        let performed = traps::build_lower(&rootfs)?;
+        ensure!(performed.iter().all(|one| one.outcome == Outcome::Done), "{performed:?}");
+        stage.import(&rootfs, "box")?;
+        fs::remove_dir_all(&rootfs)?;
+        let actor = actor.display().to_string();
+        let mut trapped = Self { stage, actor, capabilities, left: TreeListing::default(), _disk: disk };
+        trapped.create("web", "box", seal)?;
+        for number in 1..=2 {
+            trapped.stage.ok(&["start", "web", "--detach"])?;
+            trapped.stage.ok(&["exec", "web", ACTOR, "stage", &number.to_string()])?;
+            trapped.left = trapped.stage.seen_in("web")?;
+            trapped.stage.ok(&["stop", "web"])?;
+            trapped.stage.quiet()?;
+        }
+        Ok(trapped)
+    }
+
+    /// With all traps but those that keep a layer from being sealed.
+    fn sealed() -> Result<Self> {
+        let mut capabilities = traps::capabilities();
+        capabilities.retain(|capability| !capability.contains("IMMUTABLE"));
+        Self::new("auto", capabilities)
+    }
+
+    fn create(&self, name: &str, image: &str, seal: &str) -> Result<()> {
+        let volume = format!("{}:{ACTOR}:ro", self.actor);
+        let mut args = vec!["create", name, "--image", image, "--volume", &volume, "--seal", seal];
+        for capability in &self.capabilities {
+            args.extend(["--cap-add", capability]);
+        }
+        args.extend(["--", "sh", "-c", IDLE]);
+        self.stage.ok(&args).map(drop)
+    }
+
+    /// Exports the container, and brings the image back as that of a new container, whose tree is returned.
+    fn regrow(&self, name: &str, options: &[&str]) -> Result<(Value, TreeListing)> {
+        let directory = self.stage.path(name);
+        let destination = format!("oci:{}", directory.display());
+        let said: Value = self.stage.json(&[&["export", "web", &destination], options].concat())?;
+        self.stage.import_from(&destination, name)?;
+        self.create(name, name, "never")?;
+        self.stage.ok(&["start", name, "--detach"])?;
+        let found = self.stage.seen_in(name)?;
+        self.stage.ok(&["stop", name])?;
+        Ok((said, found))
+    }
+}
+
+/// Returns a path of a report, which is given as bytes too where it is not text.
+fn path_of(value: &Value) -> Vec<u8> {
+    match value["path_bytes"].as_array() {
+        Some(bytes) => bytes.iter().filter_map(|byte| u8::try_from(byte.as_u64()?).ok()).collect(),
+        None => value["path"].as_str().unwrap_or_default().as_bytes().to_vec(),
+    }
+}
+
+/// Returns whether a difference is named by the report.
+fn is_named(said: &Value, difference: &Difference) -> bool {
+    let path = [b"/", difference.path.0.as_slice()].concat();
+    let paths = |loss: &str| -> Vec<Vec<u8>> {
+        let list = said["not_said"]["entries"][loss]["paths"].as_array().cloned().unwrap_or_default();
+        list.iter().map(path_of).collect()
+    };
+    let has = |loss: &str| paths(loss).contains(&path);
+    let is_below =
+        |loss: &str| paths(loss).iter().any(|top| path == *top || path.starts_with(&[top.as_slice(), b"/"].concat()));
+    match &difference.field {
+        Field::Missing => has("socket") || is_below("whiteout_name") || is_below("path_too_long"),
+        Field::Flags => has("inode_flags"),
+        Field::Xattr(_) => has("union_attribute") || has("attribute"),
+        Field::Holes => has("holes"),
+        Field::Extra
+        | Field::Kind
+        | Field::Mode
+        | Field::Uid
+        | Field::Gid
+        | Field::Size
+        | Field::Mtime
+        | Field::Content
+        | Field::Target
+        | Field::Device
+        | Field::Links => false,
+    }
+}
+
+/// Returns whether a difference in another engine is named by the report. The time of the root is when it was unpacked.
+fn is_named_for_others(said: &Value, difference: &Difference) -> bool {
+    let has = |loss: &str| {
+        let list = said["not_said"]["entries"][loss]["paths"].as_array().cloned().unwrap_or_default();
+        list.iter().any(|listed| path_of(listed) == [b"/", difference.path.0.as_slice()].concat())
+    };
+    let is_root = difference.path.0.is_empty();
+    match &difference.field {
+        Field::Mtime => is_root || has("early_time"),
+        Field::Mode | Field::Uid | Field::Gid => is_root && has("root"),
+        Field::Xattr(_) if is_root => has("root"),
+        Field::Xattr(name) if name.0 == b"security.selinux" => has("label"),
+        Field::Xattr(_) => has("empty_attribute") || is_named(said, difference),
+        Field::Missing
+        | Field::Extra
+        | Field::Kind
+        | Field::Size
+        | Field::Content
+        | Field::Target
+        | Field::Device
+        | Field::Links
+        | Field::Holes
+        | Field::Flags => is_named(said, difference),
+    }
+}
+
+/// Fails where a report is cut short, since what is not listed could not be told from what is not named.
+fn ensure_complete(said: &Value) -> Result<()> {
+    for (loss, lost) in said["not_said"]["entries"].as_object().into_iter().flatten() {
+        let listed = lost["paths"].as_array().map_or(0, Vec::len) as u64;
+        ensure!(lost["count"].as_u64() == Some(listed), "{loss}: {lost}");
+    }
+    Ok(())
+}
+
+/// What the options of a case are, and how many layers it has.
+const WAYS: [(&str, &[&str], usize); 4] = [
+    ("layered", &[], 3),
+    ("flat", &["--flatten"], 1),
+    ("gzip", &["--compress", "gzip"], 3),
+    ("plain", &["--flatten", "--compress", "none"], 1),
+];
+
+fn everything_returns(trapped: &Trapped, ways: &[(&str, &[&str], usize)]) -> Result<()> {
+    for (name, options, layers) in ways {
+        let (said, found) = trapped.regrow(name, options)?;
+        ensure_complete(&said)?;
+        ensure_equal_but(&trapped.left, &found, &|difference| is_named(&said, difference))
+            .with_context(|| format!("{name}: {:#}", said["not_said"]))?;
+        let found = said["layers"].as_array().map_or(0, Vec::len);
+        ensure!(found == *layers, "{name} has {found} layers");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_exported_from_directories_returns_but_for_what_the_report_names() -> Result<()> {
+    everything_returns(&Trapped::new("never", traps::capabilities())?, &WAYS)
+}
+
+#[test]
+fn what_is_exported_from_sealed_layers_returns_but_for_what_the_report_names() -> Result<()> {
+    let trapped = Trapped::sealed()?;
+    let said = trapped.stage.ok(&["seal"])?.out();
+    // Inode flags keep the older layer a directory, so both forms stand in one stack.
+    let forms = trapped.stage.generation("web", 2)?;
+    ensure!(forms["sealed_layers"] == serde_json::json!([true, false]), "{said}\n{forms:#}");
+    everything_returns(&trapped, &WAYS)
+}
+
+#[test]
+fn layers_that_mean_nothing_alone_are_exported_as_one() -> Result<()> {
+    let trapped = Trapped::new("auto", traps::capabilities())?;
+    let destination = format!("oci:{}", trapped.stage.path("layered").display());
+    trapped.stage.refused_with(&["export", "web", &destination], 5, &["web@2", "--flatten"])?;
+    ensure!(!trapped.stage.path("layered").exists(), "something was left");
+    everything_returns(&trapped, &WAYS[1..2])
+}
+
+/// Another engine with a store of its own, which is gone with this.
+struct Podman<'a> {
+    root: PathBuf,
+    driver: &'a str,
+    /// It takes no longer path for what it runs.
+    run_root: TempDir,
+}
+
+impl<'a> Podman<'a> {
+    fn new(root: PathBuf, driver: &'a str) -> Result<Self> {
+        Ok(Self { root, driver, run_root: TempDir::with_prefix_in("podman-", "/tmp")? })
+    }
+
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(&self.root).arg("--runroot").arg(self.run_root.path());
+        command.args([
+            "--storage-driver",
+            self.driver,
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "file",
+            "--runtime",
+            "runc",
+        ]);
+        let done = run(command.args(args)).context("podman (Debian package podman)")?;
+        Ok(String::from_utf8(done.stdout)?)
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // Mounts and all; what cannot be removed shows when the directory is.
+        drop(self.ok(&["image", "unmount", "--all"]));
+        drop(self.ok(&["system", "reset", "--force"]));
+    }
+}
+
+#[test]
+fn podman_sees_the_same_tree_but_for_what_the_report_names() -> Result<()> {
+    let trapped = Trapped::sealed()?;
+    // Its other driver copies layers with losses of its own.
+    let driver = "overlay";
+    for (number, options) in [&[][..], &["--flatten", "--compress", "gzip"]].into_iter().enumerate() {
+        let archive = trapped.stage.path(&format!("archive-{number}.tar"));
+        let destination = format!("oci-archive:{}", archive.display());
+        let said: Value = trapped.stage.json(&[&["export", "web", &destination], options].concat())?;
+        let podman = Podman::new(trapped.stage.path(&format!("podman-{number}")), driver)?;
+        podman.ok(&["load", "--input", archive.to_str().context("UTF-8")?])?;
+        let mounted = podman.ok(&["image", "mount", "localhost/web:2"])?;
+        let found = TreeListing::of(PathBuf::from(mounted.trim()))?;
+        ensure_equal_but(&trapped.left, &found, &|difference| is_named_for_others(&said, difference))
+            .with_context(|| format!("{driver} {options:?}"))?;
+    }
+    Ok(())
+}
+
+/// A container whose settings and files the other engines must show.
+const SHOW: &str =
+    "id -u; pwd; echo $NAME; cat /etc/own; ls /srv; ls /etc/os-release || echo gone; stat -c '%a %u:%g %h' /srv/file";
+const SHOWN: &str = "1000\n/srv\nthe container's\nown\na\nfile\nlink\ngone\n6750 1000:2000 2\n";
+
+/// Exports such a container to an archive under a tag, and returns the archive.
+fn exported(stage: &Stage, tag: &str, options: &[&str]) -> Result<PathBuf> {
+    if !stage.run(&["inspect", "Web"])?.status.success() {
+        let settings = ["--user", "1000", "--workdir", "/srv", "--env", "NAME=the container's", "--hostname", "h"];
+        stage.ok(&[&["create", "Web", "--image", "box"], &settings[..], &["--", "sh", "-c", SHOW]].concat())?;
+        stage.ok(&["start", "Web", "--detach", "--", "sh", "-c", IDLE])?;
+        let change = "mkdir -p /srv/a; echo own >/etc/own; echo 1 >/srv/file; ln /srv/file /srv/link; rm /etc/os-release; \
+                      chown -R 1000:2000 /srv; chmod 6750 /srv/file";
+        stage.ok(&["exec", "--user", "0", "Web", "sh", "-c", change])?;
+        stage.ok(&["stop", "Web"])?;
+        stage.quiet()?;
+    }
+    let archive = stage.path(&format!("{tag}.tar"));
+    let destination = format!("oci-archive:{}:localhost/web:{tag}", archive.display());
+    let said = stage.ok(&[&["export", "Web", &destination], options].concat())?.out();
+    ensure!(said.contains("settings of the container: hostname"), "{said}");
+    Ok(archive)
+}
+
+/// The exported image runs unchanged: command, user, environment and directory are the container's.
+#[test]
+fn podman_runs_what_is_exported() -> Result<()> {
+    let stage = Stage::new()?;
+    for (tag, options) in [("layered", &[][..]), ("flat", &["--flatten"])] {
+        let archive = exported(&stage, tag, options)?;
+        let podman = Podman::new(stage.path(tag), "vfs")?;
+        podman.ok(&["load", "--input", archive.to_str().context("UTF-8")?])?;
+        let image = format!("localhost/web:{tag}");
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+        let said = podman.ok(&[&["run", "--rm", "--network", "none"], &limits[..], &[&image]].concat())?;
+        ensure!(said == SHOWN, "{tag}: {said}");
+    }
+    Ok(())
+}
+
+/// A containerd of its own, which ends with this.
+struct Containerd {
+    dir: TempDir,
+    server: Child,
+}
+
+impl Containerd {
+    fn start() -> Result<Self> {
+        let dir = TempDir::with_prefix_in("containerd-", "/tmp")?;
+        let at = dir.path().display();
+        let config = format!(
+            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{at}/socket\"\n"
+        );
+        write(dir.path().join("config.toml"), config)?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(dir.path().join("config.toml")).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = command.spawn().context("containerd (Debian package containerd)")?;
+        let started = Self { dir, server };
+        wait_until("containerd answers", SOON, || Ok(started.ok(&["version"]).is_ok()))?;
+        Ok(started)
+    }
+
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let done = run(Command::new("ctr").arg("--address").arg(self.dir.path().join("socket")).args(args))?;
+        Ok(String::from_utf8(done.stdout)?)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // It ends at once and leaves nothing mounted: its snapshots are plain directories, its containers have ended.
+        drop(self.server.kill());
+        drop(self.server.wait());
+    }
+}
+
+#[test]
+fn containerd_runs_what_is_exported() -> Result<()> {
+    let stage = Stage::new()?;
+    let containerd = Containerd::start()?;
+    for (tag, options) in [("layered", &[][..]), ("flat", &["--flatten", "--compress", "gzip"])] {
+        let archive = exported(&stage, tag, options)?;
+        containerd.ok(&["images", "import", "--snapshotter", "native", archive.to_str().context("UTF-8")?])?;
+        let image = format!("localhost/web:{tag}");
+        let runtime = ["--snapshotter", "native", "--runc-binary", "runc"];
+        let said = containerd.ok(&[&["run", "--rm"], &runtime[..], &[&image, tag]].concat())?;
+        ensure!(said == SHOWN, "{tag}: {said}");
+    }
+    Ok(())
+}
+
+/// Nothing half-written stays, and nothing of somebody else's is touched.
+#[test]
+fn destinations_that_cannot_be_used_are_left_as_they_are() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.sh_ok("web", "head -c 20000000 /dev/urandom >/noise")?;
+    stage.quiet()?;
+    let directory = stage.path("other");
+    fs::create_dir(&directory)?;
+    write(directory.join("mine"), "mine")?;
+    write(stage.path("file"), "mine")?;
+    let at = |form: &str, name: &str| format!("{form}:{}", stage.path(name).display());
+    for (code, generation, destination, named) in [
+        (4, "web", at("oci", "other"), "without an image layout"),
+        (4, "web", at("oci", "file"), "a file"),
+        (4, "web", at("oci-archive", "file"), "a file"),
+        (4, "web", at("oci-archive", "other"), "other"),
+        (3, "web", at("oci", "missing/layout"), "missing"),
+        (3, "web@7", at("oci", "new"), "7"),
+        (3, "none", at("oci", "new"), "none"),
+        (2, "web", at("docker-archive", "new"), "docker-archive"),
+        (2, "web", at("oci", "new:bad tag"), "bad tag"),
+    ] {
+        stage.refused_unchanged(&["export", generation, &destination], code, &[named])?;
+    }
+    let disk = LoopFs::new(FsKind::Ext4, 8 << 20)?;
+    for form in ["oci", "oci-archive"] {
+        let destination = format!("{form}:{}", disk.path().join("new").display());
+        let error = stage.refused_with(&["export", "web", &destination], 1, &["free some space"])?;
+        ensure!(error.contains("No space"), "{error}");
+        let left = fs::read_dir(disk.path())?.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
+        ensure!(left == ["lost+found"], "{left:?}");
+    }
+    ensure!(fs::read(directory.join("mine"))? == b"mine" && fs::read_dir(&directory)?.count() == 1);
+    // A layout gets more images; a name goes to the newest.
+    for (tag, images) in [("one", 1), ("two", 2), ("one", 2)] {
+        stage.ok(&["export", "web", &format!("{}:{tag}", at("oci", "layout"))])?;
+        let index: Value = serde_json::from_slice(&fs::read(stage.path("layout/index.json"))?)?;
+        ensure!(index["manifests"].as_array().map_or(0, Vec::len) == images, "{index:#}");
+    }
+    let error = stage.refused_with(&["image", "import", &at("oci", "layout"), "x"], 1, &["one", "two"])?;
+    ensure!(error.contains("several images"), "{error}");
+    stage.import_from(&format!("{}:two", at("oci", "layout")), "x")?;
+    Ok(())
+}
