@@ -241,7 +241,13 @@ fn unverified(cli: &Perennial, part: Part, damage: Damage, named: &str, wrong: &
     };
     for mode in stage::MODES {
         let what = format!("{part:?} {damage:?}: start --mode {mode}");
-        if layer_is_told || (part == Part::Object && mode == "unpack") {
+        // Unpacking reads the manifest and the contents whole, and never the image.
+        let is_told = match (part, damage, mode) {
+            (Part::Image, Damage::Flipped, "unpack") => false,
+            (Part::Manifest | Part::Object, _, "unpack") => true,
+            _ => layer_is_told,
+        };
+        if is_told {
             let args = ["start", container, "--detach", "--mode", mode];
             let named = if part == Part::Tree { "missing" } else { named };
             wrong.note(&what, told(cli, &args, &[named]));
