@@ -4,6 +4,7 @@ mod container;
 mod doctor;
 mod generations;
 mod image;
+mod pack;
 mod reference;
 mod rollback;
 mod run;
@@ -94,6 +95,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         },
         Command::Doctor(_) => return doctor::doctor(context),
         Command::Seal(args) => seal::seal(context, &args),
+        Command::Pack(args) => pack::pack(context, &args),
         Command::Verify(args) => return verify::verify(context, &args),
         Command::Scrub(args) => return verify::scrub(context, &args),
         Command::Gc(args) => store::gc(context, &args),

@@ -9,6 +9,7 @@
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`compact`]: several sealed layers made one.
 //! - [`seal`]: layers as objects and metadata; [`objects`]: which contents nothing needs.
+//! - [`pack`]: what only older generations show, into packs; [`thaw`]: and back.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
 //! - [`trees`]: layers on disk in either form, the one door to them.
@@ -32,6 +33,7 @@ pub mod history;
 pub mod images;
 pub mod net;
 pub mod objects;
+pub mod pack;
 pub mod rebase;
 pub mod rebuild;
 pub mod records;
@@ -40,6 +42,7 @@ pub mod seal;
 pub mod settle;
 pub mod start;
 pub mod supervise;
+pub mod thaw;
 pub mod trees;
 pub mod usage;
 pub mod verify;
