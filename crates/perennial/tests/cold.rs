@@ -124,12 +124,132 @@ fn older_generations_take_less_and_come_back_the_same() -> Result<()> {
         stage.quiet()?;
         stage.ok(&["pack", "--hot", "2"])?;
     }
+    let before = used(stage.root())?;
     let whole: Value = stage.json(&["pack", "--hot", "0"])?;
     ensure!(whole["objects"].as_u64().is_some_and(|objects| objects > 0), "{whole}");
-    ensure!(used(stage.root())? < after, "the image is packed too");
+    let after = used(stage.root())?;
+    ensure!(after < before, "the image is packed too: {before} bytes became {after}, {whole}");
     stage.ok(&["start", "web", "--detach"])?;
     ensure_equal(&left[9], &stage.seen_in("web")?)?;
     leave(&stage, "web")?;
     assert_eq!(stage.ok(&["doctor"])?.out().lines().last(), Some("nothing is wrong"));
+    Ok(())
+}
+
+#[test]
+fn a_cold_generation_is_rolled_back_to_and_read_in_every_way() -> Result<()> {
+    let stage = Stage::new()?;
+    let left = ten(&stage, "web")?;
+    stage.ok(&["pack", "web", "--hot", "1"])?;
+    let copy = stage.path("copy");
+    stage.ok(&["cp", "web@2:/replaced", copy.to_str().context("UTF-8")?])?;
+    ensure!(fs::read(&copy)?.starts_with(b"2\n"));
+    let changes = stage.ok(&["diff", "web@3", "5"])?.out();
+    ensure!(changes.lines().any(|line| line == "M /data"), "{changes}");
+    let view = stage.path("view");
+    fs::create_dir(&view)?;
+    stage.ok(&["browse", "web@4", view.to_str().context("UTF-8")?])?;
+    // A view protects what it shows.
+    stage.ok(&["pack", "web", "--hot", "1"]).ok();
+    ensure!(fs::read(view.join("replaced"))?.starts_with(b"4\n"));
+    stage.ok(&["browse", "--unmount", view.to_str().context("UTF-8")?])?;
+    stage.ok(&["pack", "web", "--hot", "1"])?;
+    stage.ok(&["rollback", "web", "--to", "6", "--no-start"])?;
+    stage.ok(&["start", "web", "--detach"])?;
+    ensure_equal(&left[5], &stage.seen_in("web")?)?;
+    stage.inside("web", "echo more >/more; mv /small /moved")?;
+    let seen = stage.seen_in("web")?;
+    leave(&stage, "web")?;
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "web", "--hot", "1"])?;
+    stage.ok(&["start", "web", "--detach"])?;
+    ensure_equal(&seen, &stage.seen_in("web")?)?;
+    leave(&stage, "web")
+}
+
+#[test]
+fn packs_shrink_when_generations_go() -> Result<()> {
+    let stage = Stage::new()?;
+    ten(&stage, "web")?;
+    stage.ok(&["create", "other", "--image", "box", "--keep", "20", "--", "sh", "-c", IDLE])?;
+    for number in 1..=3 {
+        // What hardly compresses.
+        stage.ok(&["start", "other", "--detach"])?;
+        stage.inside("other", &format!("head -c 300000 /dev/urandom >/random; echo {number} >/number"))?;
+        leave(&stage, "other")?;
+    }
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "--hot", "1"])?;
+    let before = packed_bytes(&stage)?;
+    ensure!(before > 600_000, "{before}");
+    stage.ok(&["rm", "other"])?;
+    let planned: Value = stage.json(&["gc", "--dry-run"])?;
+    ensure!(planned["plan"]["packs"]["count"].as_u64().is_some_and(|count| count > 0), "{planned}");
+    stage.ok(&["gc"])?;
+    let after = packed_bytes(&stage)?;
+    ensure!(after < 100_000, "{before} bytes became {after}");
+    assert_eq!(stage.run(&["verify", "--full"])?.code(), 0);
+    assert_eq!(stage.ok(&["gc", "--dry-run"])?.out(), "nothing to free\n");
+    Ok(())
+}
+
+#[test]
+fn a_damaged_pack_costs_the_generations_that_show_what_was_in_it_and_no_others() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box", "--keep", "20", "--", "sh", "-c", IDLE])?;
+    let mut left = Vec::new();
+    for number in 1..=4 {
+        stage.ok(&["start", "web", "--detach"])?;
+        // More than a frame holds, so that there are several.
+        stage.inside("web", &format!("head -c 3000000 /dev/urandom >/random; echo {number} >/number"))?;
+        left.push(stage.seen_in("web")?);
+        leave(&stage, "web")?;
+    }
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "web", "--hot", "1"])?;
+    let all = packs(&stage)?;
+    let pack = all.first().context("a pack")?;
+    let file = fs::OpenOptions::new().read(true).write(true).open(pack)?;
+    let mut byte = [0];
+    let at = file.metadata()?.len() / 6;
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 0x55], at)?;
+    let verified = stage.run(&["verify", "--full"])?;
+    ensure!(verified.code() == 6, "{verified:?}");
+    let damaged: Vec<u64> = stage
+        .generations("web")?
+        .iter()
+        .filter(|generation| generation["health"] == "damaged")
+        .filter_map(|generation| generation["seq"].as_u64())
+        .collect();
+    assert_eq!(damaged.len(), 1, "{damaged:?}, {}", verified.out());
+    ensure!(!damaged.contains(&4));
+    for seq in 1..=4 {
+        if damaged.contains(&seq) {
+            ensure!(stage.run(&["fork", &format!("web@{seq}"), "lost"])?.code() == 6, "a damaged generation is used");
+        } else {
+            ensure_starts(&stage, seq, "mount", &left[usize::try_from(seq - 1)?])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_policy_packs_after_each_exit() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.refused_with(&["create", "web", "--image", "box", "--hot", "0"], 2, &["at least 1"])?;
+    stage.ok(&["create", "web", "--image", "box", "--hot", "2", "--keep", "20", "--", "sh", "-c", IDLE])?;
+    for number in 1..=4 {
+        stage.ok(&["run", "web", "--", "sh", "-c", &format!("(echo {number}; head -c 5000 /dev/zero) >/own")])?;
+        stage.quiet()?;
+    }
+    assert_eq!(cold(&stage, "web")?, [1, 2]);
+    assert_eq!(stage.ok(&["run", "web", "--", "sh", "-c", "head -c 2 /own"])?.out(), "4\n");
+    stage.ok(&["fork", "web@1", "old"])?;
+    assert_eq!(stage.ok(&["run", "old", "--", "sh", "-c", "head -c 2 /own"])?.out(), "1\n");
+    stage.ok(&["set", "web", "--hot", "all"])?;
+    stage.ok(&["run", "web", "--", "sh", "-c", "echo 6 >/own"])?;
+    stage.quiet()?;
+    assert_eq!(cold(&stage, "web")?, [1, 2], "nothing more is packed");
     Ok(())
 }

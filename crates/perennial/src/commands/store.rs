@@ -67,6 +67,11 @@ fn show(context: &Context, plan: &CollectPlan, is_done: bool) {
         let ObjectCount { count, bytes } = plan.objects;
         output::line(format!("{freed} {count} contents that no layer has ({})", table::bytes(bytes)));
     }
+    if plan.packs.count > 0 {
+        let ObjectCount { count, bytes } = plan.packs;
+        let what = verb("freed", "would free");
+        output::line(format!("{what} in {count} packs ({}) what no layer has", table::bytes(bytes)));
+    }
     for run in &plan.set_aside {
         let upper = context.engine.root.run_dir(run).join("upper");
         output::line(format!("kept the changes of run {run}, which belong to no container: {}", upper.display()));

@@ -66,6 +66,8 @@ impl Engine {
         }));
         self.empty_trash();
         note(self.free_objects().map(drop));
+        note(self.free_in_packs());
+        self.empty_trash();
         done.plan = CollectPlan {
             recover: before.recover,
             views: before.views,
@@ -125,6 +127,7 @@ impl Engine {
         }
         facts.sealed_trees = self.sealed_trees()?;
         facts.objects = self.unused_objects()?;
+        facts.packs = self.idle_packs()?;
         facts.staging = names_in(&self.root.staging_dir())?;
         facts.trash = names_in(&self.root.trash_dir())?;
         facts.is_making_layers = self.root.lock_images(LockMode::Exclusive, Wait::Never)?.is_none();

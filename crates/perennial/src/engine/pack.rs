@@ -15,6 +15,7 @@ use super::Engine;
 use super::records::{Doc, Note};
 use crate::clock;
 use crate::failure::{Failure, Result};
+use perennial_core::collect::ObjectCount;
 use perennial_core::container::Container;
 use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId, Seq};
@@ -371,6 +372,62 @@ impl Engine {
             Err(RecordError::Conflict { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Returns the objects that any manifest on disk names. The caller holds the lock of objects exclusively, or only
+    /// wants to know.
+    fn named_objects(&self) -> Result<BTreeSet<ObjectId>> {
+        let mut named = BTreeSet::new();
+        for id in layer::list(&self.root)? {
+            self.objects_of(&self.root.layer_dir(&id), &mut |object| {
+                named.insert(object);
+            })?;
+        }
+        Ok(named)
+    }
+
+    /// Returns whether there are packs, without making their directory.
+    fn has_packs(&self) -> Result<bool> {
+        Ok(!super::collect::entries(&self.root.path().join("packs"))?.is_empty())
+    }
+
+    /// Returns the packs that [`Engine::free_in_packs`] would rewrite or remove, with their lengths; nothing while
+    /// somebody packs.
+    ///
+    /// # Errors
+    /// Where a manifest or a pack cannot be read.
+    pub fn idle_packs(&self) -> Result<ObjectCount> {
+        let mut idle = ObjectCount::default();
+        if !self.has_packs()? {
+            return Ok(idle);
+        }
+        let Some(mut packer) = Packer::open(&self.root, Wait::Never)? else { return Ok(idle) };
+        let named = self.named_objects()?;
+        let plan = packer.plan_repack(&mut |object| named.contains(object))?;
+        for (pack, bytes) in packer.cold().packs() {
+            if plan.remove.contains(&pack) || plan.rewrite.contains(&pack) {
+                idle.count = idle.count.saturating_add(1);
+                idle.bytes = idle.bytes.saturating_add(bytes);
+            }
+        }
+        Ok(idle)
+    }
+
+    /// Frees what packs hold that no manifest names, unless somebody packs or stores objects.
+    ///
+    /// # Errors
+    /// Where a manifest or a pack cannot be read; what is needed stays.
+    pub fn free_in_packs(&self) -> Result<()> {
+        if !self.has_packs()? {
+            return Ok(());
+        }
+        let Some(mut packer) = Packer::open(&self.root, Wait::Never)? else { return Ok(()) };
+        // A layer that is made of others while manifests are read would be missed, and they be gone.
+        let Some(objects) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? else { return Ok(()) };
+        let named = self.named_objects()?;
+        drop(objects);
+        packer.repack(&self.root, &mut |object| named.contains(object), &mut || !self.root.must_yield())?;
+        Ok(())
     }
 
     /// Packs older generations of a container where its policy says so, and gives way to everybody.
