@@ -245,11 +245,13 @@ fn a_policy_packs_after_each_exit() -> Result<()> {
     }
     assert_eq!(cold(&stage, "web")?, [1, 2]);
     assert_eq!(stage.ok(&["run", "web", "--", "sh", "-c", "head -c 2 /own"])?.out(), "4\n");
+    stage.quiet()?;
+    assert_eq!(cold(&stage, "web")?, [1, 2, 3]);
     stage.ok(&["fork", "web@1", "old"])?;
     assert_eq!(stage.ok(&["run", "old", "--", "sh", "-c", "head -c 2 /own"])?.out(), "1\n");
     stage.ok(&["set", "web", "--hot", "all"])?;
     stage.ok(&["run", "web", "--", "sh", "-c", "echo 6 >/own"])?;
     stage.quiet()?;
-    assert_eq!(cold(&stage, "web")?, [1, 2], "nothing more is packed");
+    assert_eq!(cold(&stage, "web")?, [1, 2, 3], "nothing more is packed");
     Ok(())
 }

@@ -387,7 +387,10 @@ impl Engine {
     }
 
     /// Returns whether there are packs, without making their directory.
-    fn has_packs(&self) -> Result<bool> {
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn has_packs(&self) -> Result<bool> {
         Ok(!super::collect::entries(&self.root.path().join("packs"))?.is_empty())
     }
 

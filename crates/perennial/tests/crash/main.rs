@@ -12,6 +12,7 @@
 
 mod at_once;
 mod commands;
+mod pack;
 mod space;
 mod supervisor;
 mod world;
