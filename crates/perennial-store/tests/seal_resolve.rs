@@ -142,6 +142,7 @@ fn metadata_only_files_and_moved_directories_are_resolved() {
         let (_, second) = lab.session(change_again);
         assert!(second.unresolved >= 5, "{what}: {second:?}");
         let expected = lab.list_all();
+        assert!(!expected.contains_key(&b"twice/in/file"[..]), "{what}: shown where it was moved from");
         seal_all(&mut lab, &expected, &what, whole);
         assert_same(&after_first, &lab.list(&lab.stack[1..]), &format!("{what}: without the last run"));
         lab.drop_trees();
@@ -163,8 +164,13 @@ fn refused_alone(lab: &SealLab) {
         let dst = lab.root.staging_dir().join(format!("{data:?}"));
         fs::create_dir(&dst).unwrap();
         refused(tree::materialize(&layers, &[], open(&dst).as_fd(), data, &mut |_| {}).map(drop));
-        let bottom = open(&dst);
-        let fold = tree::FoldLayers { top: layers[0], bottom: bottom.as_fd(), below: &[] };
+        // A fold has moved what it met before: it is refused on a copy.
+        let copy = lab.root.staging_dir().join(format!("{data:?}-copy"));
+        let tree = lab.root.layer_tree(&lab.stack[0].0);
+        let copied = std::process::Command::new("cp").arg("-a").args([&tree, &copy]).status().unwrap();
+        assert!(copied.success());
+        let (top, bottom) = (open(&copy), open(&dst));
+        let fold = tree::FoldLayers { top: top.as_fd(), bottom: bottom.as_fd(), below: &[] };
         refused(tree::fold(fold, open(&lab.root.trash_dir()).as_fd(), &mut || false).map(drop));
     }
 }

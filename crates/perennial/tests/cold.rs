@@ -3,6 +3,7 @@
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
+use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
 use serde_json::Value;
 use stage::{IDLE, MODES, Stage, names};
@@ -77,7 +78,7 @@ fn packed_bytes(stage: &Stage) -> Result<u64> {
 
 fn cold(stage: &Stage, name: &str) -> Result<Vec<u64>> {
     let generations = stage.generations(name)?.into_iter().filter(|generation| generation["cold"] == true);
-    Ok(generations.filter_map(|generation| generation["seq"].as_u64()).collect())
+    Ok(generations.filter_map(|generation| generation.get("seq")?.as_u64()).collect())
 }
 
 /// Starts a generation in a fork of it and compares what it shows.
@@ -99,7 +100,7 @@ fn older_generations_take_less_and_come_back_the_same() -> Result<()> {
     let after = used(stage.root())?;
     assert_eq!(cold(&stage, "web")?, [1, 2, 3, 4, 5, 6, 7, 8], "{packed}");
     println!("{before} bytes before, {after} after: {packed}");
-    ensure!(before - after > 7 * 256 << 10, "{before} bytes became {after}");
+    ensure!(before - after > 7 * (256 << 10), "{before} bytes became {after}");
     assert_eq!(stage.json::<Value>(&["pack", "web"])?["objects"], 0, "nothing is left to pack");
     // What is hot starts as it is.
     let frozen = packs(&stage)?;
@@ -109,8 +110,8 @@ fn older_generations_take_less_and_come_back_the_same() -> Result<()> {
             ensure_starts(&stage, seq, mode, &left[usize::try_from(seq - 1)?])?;
         }
     }
-    let refused = stage.run(&["fork", "web@3", "lost"])?.ok().and_then(|_| Ok(stage.run(&["start", "lost"])?));
-    ensure!(refused?.code() != 0, "it was started without what it shows");
+    stage.ok(&["fork", "web@3", "lost"])?;
+    stage.refused(&["start", "lost"])?;
     stage.ok(&["rm", "lost"])?;
     fs::remove_dir_all(stage.root().join("packs"))?;
     fs::rename(stage.path("aside"), stage.root().join("packs"))?;
@@ -253,5 +254,38 @@ fn a_policy_packs_after_each_exit() -> Result<()> {
     stage.ok(&["run", "web", "--", "sh", "-c", "echo 6 >/own"])?;
     stage.quiet()?;
     assert_eq!(cold(&stage, "web")?, [1, 2, 3], "nothing more is packed");
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_says_so_and_the_thaw_goes_on_later() -> Result<()> {
+    let disk = LoopFs::new(FsKind::Ext4, 96 << 20)?;
+    let stage = Stage::empty_in(&disk.path())?;
+    stage.import(stage::box_tar()?, "box")?;
+    stage.ok(&["create", "web", "--image", "box", "--keep", "20", "--", "sh", "-c", IDLE])?;
+    let mut left = Vec::new();
+    for number in 1..=2 {
+        stage.ok(&["start", "web", "--detach"])?;
+        // Much to thaw that takes little in packs.
+        stage.inside(
+            "web",
+            &format!("yes 'line {number}' | head -c 20000000 >/much; seq {number}00 1{number}00 >/few"),
+        )?;
+        left.push(stage.seen_in("web")?);
+        leave(&stage, "web")?;
+    }
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "web", "--hot", "1"])?;
+    assert_eq!(cold(&stage, "web")?, [1]);
+    stage.ok(&["fork", "web@1", "old"])?;
+    let filler = disk.fill(8 << 20)?;
+    let error = stage.refused(&["start", "old", "--detach"])?;
+    ensure!(error.contains("nothing is lost"), "{error}");
+    ensure!(stage.refused(&["cp", "web@1:/few", "/dev/null"])?.contains("nothing is lost"));
+    filler.release()?;
+    stage.ok(&["rm", "old"])?;
+    ensure_starts(&stage, 1, "mount", left.first().context("a generation")?)?;
+    assert_eq!(stage.run(&["verify", "--full"])?.code(), 0);
+    drop(stage);
     Ok(())
 }

@@ -78,7 +78,8 @@ fn an_exit_is_sealed_and_the_next_start_finds_everything() -> Result<()> {
     assert_eq!(forms(&stage, "web", 1)?, [true]);
     assert_eq!(stage.generation("web", 1)?["sealed"], true);
     for layer in stage.layers()? {
-        let files = names(&stage.root().join("layers").join(&layer))?;
+        let mut files = names(&stage.root().join("layers").join(&layer))?;
+        files.retain(|name| !name.starts_with("container-") && !name.starts_with("image-"));
         let expected = ["layer.json", "manifest", "meta.erofs"].map(str::to_owned);
         assert_eq!(files, BTreeSet::from(expected), "the tree is gone where nothing uses it");
     }

@@ -14,7 +14,11 @@ fn stack(names: &str) -> Vec<LayerId> {
 /// Shows a plan as `layer/below`, in order.
 fn planned(stacks: &[&str], sealed: &str) -> String {
     let stacks: Vec<Vec<LayerId>> = stacks.iter().map(|names| stack(names)).collect();
-    let name = |layer: &LayerId| ('a'..='z').find(|name| id(u8::try_from(*name).unwrap()) == *layer).unwrap();
+    let name = |layer: &LayerId| {
+        ('a'..='z')
+            .find(|name| u8::try_from(*name).is_ok_and(|name| id(name) == *layer))
+            .expect("layers have letters for names")
+    };
     let steps = plan_seal(&stacks, &|layer| !stack(sealed).contains(layer));
     let texts =
         steps.iter().map(|step| format!("{}/{}", name(&step.layer), step.below.iter().map(name).collect::<String>()));

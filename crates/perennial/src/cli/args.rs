@@ -85,6 +85,8 @@ pub enum Command {
     Image(ImageCommand),
     /// Check every invariant and the host's abilities, and say what to do
     Doctor(DoctorArgs),
+    /// Let a generation go and free what only it showed
+    Evict(EvictArgs),
     /// Compare layers and contents with what their names say, and mark what is damaged
     Verify(VerifyArgs),
     /// Read contents again for a while where the last scrub stopped
@@ -548,6 +550,17 @@ pub struct RollbackArgs {
     /// Leave a container that was running stopped
     #[arg(long)]
     pub no_start: bool,
+}
+
+/// `evict`.
+#[derive(Debug, Args)]
+pub struct EvictArgs {
+    /// Container and generation, as NAME@SEQ
+    #[arg(value_name = "NAME@SEQ")]
+    pub generation: String,
+    /// Print what would be freed, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `verify`.

@@ -1,7 +1,7 @@
-//! `generations`, `pin`, `unpin`, `mark`, `drill`.
+//! `generations`, `pin`, `unpin`, `mark`, `drill`, `evict`.
 
 use super::{Context, reference};
-use crate::cli::args::{DrillArgs, GenerationArg, HealthArg, MarkArgs, NameArg};
+use crate::cli::args::{DrillArgs, EvictArgs, GenerationArg, HealthArg, MarkArgs, NameArg};
 use crate::cli::output::{self, Style};
 use crate::cli::table;
 use crate::engine::Engine;
@@ -9,6 +9,7 @@ use crate::engine::drill::DrillRequest;
 use crate::engine::history::Pinned;
 use crate::failure::Result;
 use perennial_core::container::Container;
+use perennial_core::generations::choose::{Selector, choose};
 use perennial_core::generations::{Generation, Health};
 use perennial_core::layers::Form;
 use serde_json::{Value, json};
@@ -184,4 +185,41 @@ pub fn drill(context: &Context, args: DrillArgs) -> Result<ExitCode> {
         }
     }
     Ok(if drilled.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Evicts a generation, or says what that would free.
+///
+/// # Errors
+/// Where it is unknown or protected.
+pub fn evict(context: &Context, args: &EvictArgs) -> Result<()> {
+    let (name, selector) = reference::parse_generation(&args.generation)?;
+    let container = context.engine.seen(&name)?.value;
+    let queue = container.queue.unwrap_or_default();
+    let seq = match selector {
+        // One that is damaged may go, too.
+        Selector::Seq(seq) => seq,
+        Selector::At { .. } | Selector::LatestGood => choose(&queue, &selector)?,
+    };
+    let frees = if args.dry_run { context.engine.frees(&name, seq)? } else { context.engine.evict(&name, seq)? };
+    match context.style {
+        Style::Json => {
+            output::json(&json!({"container": name, "seq": seq, "dry_run": args.dry_run, "frees": frees}));
+        }
+        Style::Text => {
+            let verb = if args.dry_run { "would free" } else { "freed" };
+            output::line(format!(
+                "{name}@{seq} {verb} {} in {} contents ({} bytes)",
+                table::bytes(frees.bytes),
+                frees.objects,
+                frees.bytes
+            ));
+            if !frees.directories.is_empty() {
+                output::line(format!(
+                    "and up to {} of directories, which are not sealed",
+                    table::bytes(frees.directory_bytes)
+                ));
+            }
+        }
+    }
+    Ok(())
 }

@@ -25,14 +25,14 @@ impl Engine {
     ///
     /// # Errors
     /// Where the records or the disk fail; everything is then as before.
-    pub fn compact_step(&self, doc: &Doc<Container>) -> Result<Step> {
-        let Some(plan) = self.next_compaction(&doc.value)? else { return Ok(Step::Nothing) };
+    pub fn compact_step(&self, doc: &Doc<Container>, demand: Demand) -> Result<Step> {
+        let Some(plan) = self.next_compaction(&doc.value, demand)? else { return Ok(Step::Nothing) };
         let Some(below) = self.below_all(&plan.of)? else { return Ok(Step::Nothing) };
         let stack: Vec<LayerId> = plan.of.iter().chain(&below).cloned().collect();
         let Some(_locks) = self.share_without_waiting(&stack)? else { return Ok(Step::GaveWay) };
         // Keeps `gc` from taking the new layer, which nothing names yet, for a leftover.
         let Some(_images) = self.root.lock_images(LockMode::Shared, Wait::Never)? else { return Ok(Step::GaveWay) };
-        if self.next_compaction(&doc.value)?.as_ref() != Some(&plan) {
+        if self.next_compaction(&doc.value, demand)?.as_ref() != Some(&plan) {
             return Ok(Step::GaveWay);
         }
         let id = LayerId::from_random(random()?);
@@ -73,7 +73,7 @@ impl Engine {
         Ok(false)
     }
 
-    fn next_compaction(&self, container: &Container) -> Result<Option<Compact>> {
+    fn next_compaction(&self, container: &Container, demand: Demand) -> Result<Option<Compact>> {
         let own = container.queue.as_ref().map(Queue::layers).unwrap_or_default();
         let containers = self.containers()?;
         let touching: Vec<&Generation> = containers
@@ -90,12 +90,19 @@ impl Engine {
                 sealed.insert(id.clone(), SealedFacts { entries: record.entries, hides: 0 });
             }
         }
-        let demand = match container.policy.keep_bytes {
-            Some(bound) if self.bytes_of(container)? > bound => Demand::Bytes,
-            Some(_) | None => Demand::Usual,
-        };
         let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
         Ok(plan_compact(&stacks, &sealed, demand, DEPTH_MAX))
+    }
+
+    /// How urgent space is for a container.
+    ///
+    /// # Errors
+    /// Where its layers cannot be read.
+    pub fn demand_of(&self, container: &Container) -> Result<Demand> {
+        Ok(match container.policy.keep_bytes {
+            Some(bound) if self.bytes_of(container)? > bound => Demand::Bytes,
+            Some(_) | None => Demand::Usual,
+        })
     }
 
     /// The layers below adjacent layers, newest first, as every generation that has them has them.

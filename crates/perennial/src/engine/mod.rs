@@ -5,6 +5,7 @@
 //! - [`rebase`]: the same state on another image.
 //! - [`start`]: from a request to a running process; runs in the supervisor.
 //! - [`exit`]: from the end of the last process to a committed generation.
+//! - [`evict`]: eviction by hand, and what it frees.
 //! - [`recover`]: puts right what a process that died has left.
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`compact`]: several sealed layers made one.
@@ -28,6 +29,7 @@ pub mod copy_out;
 pub mod create;
 pub mod diagnose;
 pub mod drill;
+pub mod evict;
 pub mod exit;
 pub mod history;
 pub mod images;

@@ -17,14 +17,19 @@ use perennial_core::generations::{Generation, Queue, SealPolicy};
 use perennial_core::id::{ContainerId, LayerId};
 use perennial_core::layers::{DEPTH_MAX, Fold, Form, LayerKind, LayerRecord, plan_fold, plan_merge, unused};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
+use perennial_store::objects::Objects;
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
+use perennial_store::sealed::{IMAGE, MANIFEST};
 use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+/// Unit of `st_blocks`, in bytes.
+const BLOCK_BYTES: u64 = 512;
 /// How often background work that gave way tries again, and how long it waits before it does.
 const YIELDS_MAX: u32 = 200;
 const YIELD_PAUSE: Duration = Duration::from_millis(50);
@@ -124,7 +129,7 @@ impl Engine {
         if let Some(fold) = self.next_fold(&doc.value)? {
             return self.fold(&doc.value, &fold);
         }
-        match self.compact_step(&doc)? {
+        match self.compact_step(&doc, self.demand_of(&doc.value)?)? {
             Step::Nothing => {}
             step @ (Step::Did | Step::GaveWay) => return Ok(step),
         }
@@ -527,11 +532,33 @@ impl Engine {
         Ok(true)
     }
 
-    /// Bytes on disk of the distinct layers of a container's generations.
+    /// Bytes on disk of the distinct layers of a container's generations: contents of sealed ones once, with what their
+    /// manifests and images take.
     pub fn bytes_of(&self, container: &Container) -> Result<u64> {
         let mut bytes = 0_u64;
+        let mut contents = BTreeSet::new();
         for id in container.queue.as_ref().map(Queue::layers).unwrap_or_default() {
-            bytes = bytes.saturating_add(self.layer(&id)?.map_or(0, |record| record.value.bytes));
+            let Some(record) = self.layer(&id)?.map(|doc| doc.value) else { continue };
+            match record.form {
+                Form::Dir => bytes = bytes.saturating_add(record.bytes),
+                Form::Sealed => {
+                    let directory = self.root.layer_dir(&id);
+                    for name in [MANIFEST, IMAGE] {
+                        let metadata = directory.join(name).symlink_metadata();
+                        let blocks = metadata.map_or(0, |metadata| metadata.blocks());
+                        bytes = bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
+                    }
+                    self.objects_of(&directory, &mut |object| {
+                        contents.insert(object);
+                    })?;
+                }
+            }
+        }
+        if !contents.is_empty() {
+            let objects = Objects::open(&self.root)?;
+            for object in contents {
+                bytes = bytes.saturating_add(objects.stat(&object)?.map_or(0, |stat| stat.allocated));
+            }
         }
         Ok(bytes)
     }

@@ -11,7 +11,7 @@ use perennial_core::layers::Form;
 use perennial_runtime::mount::{LayerNeeds, Lower};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
-use perennial_store::sealed::{IMAGE, MANIFEST};
+use perennial_store::sealed::{self, IMAGE, MANIFEST, UnpackRequest};
 use perennial_store::tree::{self, Data, Measure};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
@@ -126,7 +126,16 @@ impl Engine {
     /// # Errors
     /// Where something cannot be read or written exactly; the directory is incomplete then.
     pub fn write_out(&self, layers: &[LayerId], below: &[LayerId], target: BorrowedFd<'_>) -> Result<Measure> {
-        let has_sealed = self.states(layers)?.iter().any(|layer| layer.form == Form::Sealed);
+        let states = self.states(layers)?;
+        if !layers.is_empty() && states.iter().all(|layer| layer.form == Form::Sealed) {
+            let (objects, below) = (Objects::open(&self.root)?, self.open_layers(below)?);
+            let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let below = borrow_all(&below);
+            let request =
+                UnpackRequest { root: &self.root, objects: &objects, layers, below: &below, dst: target, workers };
+            return Ok(sealed::unpack(&request, &mut |_| {})?);
+        }
+        let has_sealed = states.iter().any(|layer| layer.form == Form::Sealed);
         let (layers, below) = (self.open_layers(layers)?, self.open_layers(below)?);
         let (layers, below) = (borrow_all(&layers), borrow_all(&below));
         if has_sealed {

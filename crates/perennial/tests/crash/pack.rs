@@ -106,7 +106,7 @@ impl Killed {
         // And it goes on from there.
         site.ok(&["gc"])?;
         let packed: Value = site.perennial.json(&["pack", "--hot", "0"])?;
-        ensure!(packed["objects"].as_u64().is_some_and(|objects| objects > 0), "{packed}");
+        ensure!(packed.get("objects").and_then(Value::as_u64).is_some_and(|objects| objects > 0), "{packed}");
         compare()?;
         site.ok(&["doctor"])
     }

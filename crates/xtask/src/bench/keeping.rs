@@ -52,7 +52,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     let mut results = Vec::new();
     for workload in &options.workloads {
         if workload != "torture" && !options.work.join(workload).join("upper").is_dir() {
-            succeed(Command::new("sh").arg(harness.join("mkworkloads.sh")).arg(&options.work))?;
+            succeed(Command::new("bash").arg(harness.join("mkworkloads.sh")).arg(&options.work))?;
         }
         let result = options.work.join(format!("results-{workload}.jsonl"));
         let mut measure = Command::new("python3");

@@ -1,0 +1,98 @@
+//! `evict`: what an eviction frees is known to the byte before, and what others show stays.
+
+mod stage;
+
+use anyhow::{Context as _, Result, ensure};
+use perennial_testkit::host::run;
+use serde_json::Value;
+use stage::Stage;
+use std::process::Command;
+
+/// Bytes that all contents take on disk.
+fn contents(stage: &Stage) -> Result<u64> {
+    let output = run(Command::new("find").arg(stage.root().join("objects")).args(["-type", "f", "-printf", "%b\n"]))?;
+    let text = String::from_utf8(output.stdout)?;
+    text.lines().map(|blocks| Ok(blocks.parse::<u64>()? * 512)).sum()
+}
+
+/// Four sealed generations: a file replaced by each, one made by the first and removed by the third, one that stays.
+fn four_generations() -> Result<Stage> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box", "--keep", "9"])?;
+    let random = "head -c 700000 /dev/urandom";
+    for number in 1..=4 {
+        let more = match number {
+            1 => format!("{random} >/root/until3; {random} >/root/stays"),
+            3 => "rm /root/until3".to_owned(),
+            _ => String::new(),
+        };
+        stage.sh_ok("web", &format!("{random} >/root/replaced; {more}"))?;
+    }
+    stage.ok(&["seal"])?;
+    stage.quiet()?;
+    stage.ok(&["gc"])?;
+    Ok(stage)
+}
+
+fn told(stage: &Stage, reference: &str) -> Result<u64> {
+    let told: Value = stage.json(&["evict", reference, "--dry-run"])?;
+    told.pointer("/frees/bytes").and_then(Value::as_u64).with_context(|| told.to_string())
+}
+
+#[test]
+fn what_an_eviction_frees_is_told_before_to_the_byte() -> Result<()> {
+    let stage = four_generations()?;
+    // The first shows a content of its own, and shares two with the second; and so on.
+    for (seq, at_least) in [(2, 700_000), (1, 1_400_000), (3, 700_000)] {
+        let reference = format!("web@{seq}");
+        let before = contents(&stage)?;
+        let bytes = told(&stage, &reference)?;
+        assert_eq!(contents(&stage)?, before, "a dry run freed something");
+        ensure!((at_least..at_least + 100_000).contains(&bytes), "{reference} frees {bytes}");
+        stage.ok(&["evict", &reference])?;
+        assert_eq!(before - contents(&stage)?, bytes, "{reference}");
+        stage.ok(&["verify", "--full"])?;
+    }
+    assert_eq!(stage.seqs("web")?, [4]);
+    assert_eq!(stage.sh_ok("web", "ls /root; wc -c </root/stays")?, "replaced\nstays\n700000\n");
+    stage.ok(&["doctor"])?;
+    Ok(())
+}
+
+#[test]
+fn what_another_container_shows_is_not_freed() -> Result<()> {
+    let stage = four_generations()?;
+    stage.ok(&["fork", "web@1", "twig"])?;
+    stage.quiet()?;
+    let before = contents(&stage)?;
+    assert_eq!(told(&stage, "web@1")?, 0);
+    stage.ok(&["evict", "web@1"])?;
+    assert_eq!(contents(&stage)?, before);
+    assert_eq!(stage.sh_ok("twig", "wc -c </root/until3")?, "700000\n");
+    Ok(())
+}
+
+#[test]
+fn a_protected_generation_is_not_evicted() -> Result<()> {
+    let stage = four_generations()?;
+    stage.ok(&["pin", "web@2"])?;
+    stage.refused_unchanged(&["evict", "web@2"], 4, &["web@2", "pinned", "unpin"])?;
+    stage.refused_unchanged(&["evict", "web@4"], 4, &["web@4", "current"])?;
+    stage.refused_unchanged(&["evict", "web@9"], 3, &["9"])?;
+    Ok(())
+}
+
+#[test]
+fn the_byte_bound_counts_each_content_once() -> Result<()> {
+    let stage = four_generations()?;
+    // All four generations take 6 contents of 700 kB and some metadata; the bound asks for one less.
+    let before = contents(&stage)?;
+    stage.ok(&["set", "web", "--keep-bytes", "4200000"])?;
+    stage.sh_ok("web", "echo 5 >/root/number")?;
+    stage.quiet()?;
+    let seqs = stage.seqs("web")?;
+    ensure!(seqs.first() == Some(&2) && seqs.last() == Some(&5), "{seqs:?}");
+    let left = before - contents(&stage)?;
+    ensure!((700_000..800_000).contains(&left), "{left} bytes were freed");
+    Ok(())
+}
