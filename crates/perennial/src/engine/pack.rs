@@ -268,7 +268,7 @@ impl Engine {
         let busy = Packed { is_busy: true, ..Packed::default() };
         // An import reads layers without their locks.
         let Some(_images) = self.root.lock_images(LockMode::Exclusive, Wait::Never)? else { return Ok(busy) };
-        let Some(_containers) = self.lock_all_containers()? else { return Ok(busy) };
+        let Some(containers) = self.lock_all_containers()? else { return Ok(busy) };
         let graph = self.root.lock_graph()?;
         let mut decided = self.decide_cold(order)?;
         let Some(_objects) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? else { return Ok(busy) };
@@ -284,7 +284,7 @@ impl Engine {
             Some(generations) => packed.generations = generations,
             None => return Ok(busy),
         }
-        drop(graph);
+        drop((containers, graph));
         for object in going {
             if order.is_background && self.root.must_yield() {
                 break;
