@@ -289,3 +289,26 @@ fn a_full_disk_says_so_and_the_thaw_goes_on_later() -> Result<()> {
     drop(stage);
     Ok(())
 }
+
+#[test]
+fn records_made_again_from_the_layers_know_that_there_are_packs() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box", "--", "sh", "-c", IDLE])?;
+    for number in 1..=3 {
+        stage.ok(&["run", "web", "--", "sh", "-c", &format!("(echo {number}; head -c 5000 /dev/zero) >/own")])?;
+        stage.quiet()?;
+    }
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "--hot", "1"])?;
+    for name in names(stage.root())?.into_iter().filter(|name| name.starts_with("records.db")) {
+        fs::remove_file(stage.root().join(name))?;
+    }
+    stage.ok(&["doctor", "--rebuild"])?;
+    assert_eq!(cold(&stage, "web")?, [1, 2, 3], "whatever may be in packs is looked for");
+    let copy = stage.path("copy");
+    for seq in 1..=3 {
+        stage.ok(&["cp", &format!("web@{seq}:/own"), copy.to_str().context("UTF-8")?])?;
+        assert_eq!(fs::read(&copy)?.len(), 5002, "generation {seq}");
+    }
+    Ok(())
+}
