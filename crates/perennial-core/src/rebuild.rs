@@ -215,12 +215,14 @@ impl Place<'_> {
         let mut resolved = Vec::with_capacity(stack.len());
         let mut rest = stack;
         while let Some((first, others)) = rest.split_first() {
-            if self.found.contains_key(first) {
+            // What layers became stands for them as soon as one of them is gone.
+            let is_gone = |of: &[LayerId]| of.iter().any(|id| !self.found.contains_key(id));
+            let merged = self.became.iter().find(|(_, of)| rest.starts_with(of) && is_gone(of));
+            if merged.is_none() && self.found.contains_key(first) {
                 resolved.push(first.clone());
                 rest = others;
                 continue;
             }
-            let merged = self.became.iter().find(|(_, of)| !of.is_empty() && rest.starts_with(of));
             let (id, of) = merged.ok_or_else(|| first.clone())?;
             resolved.push((*id).clone());
             rest = rest.get(of.len()..).unwrap_or_default();

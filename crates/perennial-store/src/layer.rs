@@ -30,7 +30,7 @@ pub enum LayerError {
     /// The metadata image of a sealed layer cannot be mounted.
     #[error("{}", path.display())]
     Image {
-        /// Directory of the layer.
+        /// The image.
         path: PathBuf,
         /// Why.
         source: MountImageError,
@@ -88,6 +88,28 @@ pub fn adopt_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), Layer
     Ok(())
 }
 
+/// Name of a tree that is to replace the one a layer has, or that was replaced, until it is in the trash.
+const OTHER_TREE: &str = ".tree.new";
+
+/// Puts another tree in the place of a layer's, at once, and moves the one that was there to the trash. The caller has
+/// synced the file system and holds the layer exclusively.
+///
+/// # Errors
+/// [`LayerError::Io`]; the layer has one of the two trees then, and the call can be repeated with another.
+pub fn replace_tree(root: &Root, layer: &LayerId, tree: &Path) -> Result<(), LayerError> {
+    let (directory, target) = (root.layer_dir(layer), root.layer_tree(layer));
+    let (other, trash) = (directory.join(OTHER_TREE), format!("tree-{layer}"));
+    // What a call has left that was cut off.
+    discard(root, &other, &trash)?;
+    std::fs::rename(tree, &other).map_err(|error| LayerError::io("move a tree to", &other, error))?;
+    // Both in one directory: XFS gives directories that are exchanged between two a new time of modification.
+    let (here, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+    let exchanged = rustix::fs::renameat_with(here, &other, here, &target, flags);
+    exchanged.map_err(|errno| LayerError::io("put another tree at", &target, errno.into()))?;
+    atomic::sync_directory(&directory).map_err(|error| LayerError::io("sync", &directory, error))?;
+    discard(root, &other, &trash)
+}
+
 /// Reads a layer's `layer.json`.
 ///
 /// # Errors
@@ -115,7 +137,8 @@ pub fn open(root: &Root, layer: &LayerId, form: Form) -> Result<OwnedFd, LayerEr
         Form::Sealed => {
             let path = root.layer_dir(layer);
             let directory = atomic::open_directory(&path).map_err(|error| LayerError::io("open", &path, error))?;
-            sealed::open_tree(directory.as_fd()).map_err(|source| LayerError::Image { path, source })
+            sealed::open_tree(directory.as_fd())
+                .map_err(|source| LayerError::Image { path: path.join(sealed::IMAGE), source })
         }
     }
 }
@@ -147,8 +170,12 @@ pub fn discard(root: &Root, path: &Path, name: &str) -> Result<(), LayerError> {
 pub fn list(root: &Root) -> Result<Vec<LayerId>, LayerError> {
     let path = root.path().join("layers");
     let entries = std::fs::read_dir(&path).map_err(|error| LayerError::io("read", &path, error))?;
-    let mut layers: Vec<LayerId> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect();
+    let mut layers: Vec<LayerId> = entries
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| LayerError::io("read", &path, error))?
+        .into_iter()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .collect();
     layers.sort();
     Ok(layers)
 }

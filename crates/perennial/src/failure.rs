@@ -134,8 +134,40 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+/// Whether an object that was to be read is missing or not what its name says.
+fn is_damaged_content(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use perennial_store::objects::ObjectError;
+    let of_tree = match cause.downcast_ref() {
+        Some(perennial_store::tree::TreeError::Content { source, .. }) => Some(source),
+        Some(_) | None => None,
+    };
+    let of_seal = match cause.downcast_ref() {
+        Some(perennial_store::sealed::SealError::Manifest { .. }) => return true,
+        Some(
+            perennial_store::sealed::SealError::Tree(perennial_store::tree::TreeError::Content { source, .. })
+            | perennial_store::sealed::SealError::Content { source, .. },
+        ) => Some(source),
+        Some(_) | None => None,
+    };
+    let Some(source) = of_tree.or(of_seal) else { return false };
+    match &**source {
+        ObjectError::Damaged { .. } => true,
+        ObjectError::System { .. } | ObjectError::Hash(_) => {
+            matches!(source.errno(), Some(rustix::io::Errno::NOENT | rustix::io::Errno::IO))
+        }
+    }
+}
+
 /// Finds exit code and hint for errors of the other crates, so that they need not know of either.
 fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
+    if error.chain().any(is_damaged_content) {
+        let hint = "`perennial verify --full` says which generations that touches and where to go back to";
+        return (Code::Damaged, Some(hint.into()));
+    }
+    classify_others(error)
+}
+
+fn classify_others(error: &anyhow::Error) -> (Code, Option<String>) {
     use perennial_core::format::DecodeError;
     use perennial_core::generations::choose::ChooseError;
     use perennial_runtime::oci::OciError;

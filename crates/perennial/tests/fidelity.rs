@@ -1,5 +1,5 @@
 //! Rows A2, A9, A11, A19 to A21: every known trap, made by real processes inside real containers in three runs, is
-//! there again after each way back, without one difference.
+//! there again after each way back, without one difference: whether the layers are directories, sealed, or some of each.
 //!
 //! The tree of a running container is listed just before its exit and compared with the tree of a run that starts from
 //! the generation which that exit made. Both are listed through the mounted union, so what is deleted must be absent.
@@ -15,6 +15,7 @@ use perennial_testkit::image;
 use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::traps::{self, CASES, Outcome, Performed, STAGES};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
+use serde_json::Value;
 use stage::{MODES, Stage, texts, write};
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,6 +26,11 @@ const DISK_BYTES: u64 = 1 << 30;
 
 /// Deepest stack that is left as it is; see `perennial_core::layers`.
 const DEPTH_MAX: usize = perennial_core::layers::DEPTH_MAX;
+
+/// Containers with this in their name do not set inode flags, so that all their layers can be sealed.
+fn may_flag(name: &str) -> bool {
+    !name.contains("plain")
+}
 
 /// A stage on a file system of its own, with an image of the traps as they are before any run.
 struct Traps {
@@ -64,13 +70,20 @@ impl Traps {
         Ok(Self { stage, source, actor: actor.display().to_string(), kind, _disk: disk })
     }
 
-    /// What this file system cannot make: ext4 and btrfs keep the xattrs of an inode in one block, and XFS takes
-    /// symlinks of at most 1,024 bytes.
-    fn cannot_make(&self) -> BTreeSet<&str> {
-        BTreeSet::from([match self.kind {
+    /// What cannot be made: ext4 and btrfs keep the xattrs of an inode in one block, and XFS takes symlinks of at most
+    /// 1,024 bytes.
+    fn cannot_make(&self, name: &str) -> Result<BTreeSet<&str>> {
+        let mut cannot = BTreeSet::from([match self.kind {
             FsKind::Ext4 | FsKind::Btrfs => "xattr-large",
             FsKind::Xfs => "symlinks",
-        }])
+        }]);
+        // Overlayfs asks the file it would copy up, and no file of an EROFS takes an access list or has inode flags
+        // (Linux 6.18, `ovl_set_acl`, `ovl_fileattr_get`); one that is in the upper already does.
+        if texts(&self.inspect(name)?, "/run/mount_options")?.iter().any(|option| option == "metacopy=on") {
+            cannot.insert("acl");
+            cannot.extend(traps::FLAGGED);
+        }
+        Ok(cannot)
     }
 
     /// Makes a container that keeps so many generations and may do what the cases need.
@@ -80,12 +93,38 @@ impl Traps {
 
     /// Makes such a container whose layers are sealed, or stay directories.
     fn create_sealing(&self, name: &str, keep: usize, seal: &str) -> Result<()> {
-        let (volume, keep) = (format!("{}:{ACTOR}:ro", self.actor), keep.to_string());
-        let mut options = vec!["--volume", &volume, "--keep", &keep, "--seal", seal];
+        self.create_with(name, &["--keep", &keep.to_string(), "--seal", seal])
+    }
+
+    fn create_with(&self, name: &str, options: &[&str]) -> Result<()> {
+        let volume = format!("{}:{ACTOR}:ro", self.actor);
+        let mut options = [&["--volume", volume.as_str()], options].concat();
         for capability in traps::capabilities() {
             options.extend(["--cap-add", capability]);
         }
         self.create_idle(name, &options)
+    }
+
+    /// Seals a container's layers; returns how many stay directories, and checks that this is for the only reason there
+    /// is: inode flags.
+    fn seal(&self, name: &str) -> Result<usize> {
+        let report: Value = self.json(&["seal", name])?;
+        let kept = report["kept"].as_array().cloned().unwrap_or_default();
+        for one in &kept {
+            let why = one["reason"].as_str().unwrap_or_default();
+            let is_flag = ["immutable or append-only", "inode flags"].iter().any(|words| why.contains(words));
+            ensure!(is_flag, "{:?}: {name}: {why}", self.kind);
+        }
+        ensure!(report["busy"].as_array().is_some_and(Vec::is_empty), "{report}");
+        Ok(kept.len())
+    }
+
+    /// Whether each own layer of the current generation is sealed, newest first.
+    fn forms(&self, name: &str) -> Result<Vec<bool>> {
+        let current = self.current(name)?.unwrap_or_default();
+        let generation = self.generation(name, current)?;
+        let list = generation["sealed_layers"].as_array().cloned().unwrap_or_default();
+        Ok(list.iter().filter_map(Value::as_bool).collect())
     }
 
     /// Starts a container and returns the tree it finds.
@@ -102,14 +141,18 @@ impl Traps {
 
     /// Performs a stage of all cases inside a running container, and returns the tree that is left.
     fn perform(&self, name: &str, number: u32) -> Result<TreeListing> {
-        let said = self.ok(&["exec", name, ACTOR, "stage", &number.to_string()])?.out();
+        let flagged = may_flag(name);
+        let stage = if flagged { "stage" } else { "stage-of-plain" };
+        let said = self.ok(&["exec", name, ACTOR, stage, &number.to_string()])?.out();
         let performed: Vec<Performed> =
             said.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>().context("report")?;
-        ensure!(performed.len() == CASES.len(), "only {} cases reported", performed.len());
+        let expected = CASES.len() - if flagged { 0 } else { traps::FLAGGED.len() };
+        ensure!(performed.len() == expected, "only {} cases reported", performed.len());
         let refused: Vec<&Performed> = performed.iter().filter(|one| one.outcome != Outcome::Done).collect();
+        let cannot = self.cannot_make(name)?;
         for one in &refused {
             println!("{:?}: not made: {one:?}", self.kind);
-            ensure!(self.cannot_make().contains(one.case.as_str()), "{one:?} should have been possible");
+            ensure!(cannot.contains(one.case.as_str()), "{one:?} should have been possible");
         }
         let left = self.seen_in(name)?;
         ensure!(traps::stage_done(&self.merged(name)?) == Some(number), "stage {number} is not done");
@@ -250,6 +293,92 @@ fn nothing_differs_where_every_run_is_unpacked() -> Result<()> {
     let left = traps.live("web", "unpack")?;
     for mode in MODES {
         traps.returns("web", mode, left.last().context("no stages")?)?;
+    }
+    Ok(())
+}
+
+/// Sealed by hand after each exit, after none, and after all; every generation in both modes and as a fork.
+fn every_way_back_sealed(kind: FsKind) -> Result<()> {
+    let traps = Traps::on(kind)?;
+    for name in ["plain", "plain-mixed", "plain-late"] {
+        traps.create_with(name, &["--keep", "100", "--seal", "never"])?;
+        let mut left: Vec<TreeListing> = Vec::new();
+        for number in 1..=STAGES {
+            let found = traps.start(name, "mount")?;
+            let before = left.last().unwrap_or(&traps.source);
+            ensure_equal(before, &found).with_context(|| format!("{kind:?}: {name} before stage {number}"))?;
+            left.push(traps.perform(name, number)?);
+            traps.stop(name)?;
+            if name == "plain" || (name == "plain-mixed" && number == 1) {
+                ensure!(traps.seal(name)? == 0, "{name}: a layer stays a directory");
+            }
+        }
+        let expected: &[bool] = match name {
+            "plain" => &[true; 3],
+            "plain-mixed" => &[false, false, true],
+            _ => &[false; 3],
+        };
+        ensure!(traps.forms(name)? == expected, "{kind:?}: {name}: {:?}", traps.forms(name)?);
+        let last = left.last().context("no stages")?;
+        for mode in MODES {
+            traps.returns(name, mode, last)?;
+        }
+        sealed_ways_back(&traps, name, &left)?;
+    }
+    traps.ok(&["gc"])?;
+    traps.ok(&["verify", "--full"])?;
+    traps.ok(&["doctor"])?;
+    Ok(())
+}
+
+/// Seals whatever is left, and takes every way back.
+fn sealed_ways_back(traps: &Traps, name: &str, left: &[TreeListing]) -> Result<()> {
+    ensure!(traps.seal(name)? == 0, "{name}: a layer stays a directory");
+    ensure!(traps.forms(name)? == [true; 3], "{name}: {:?}", traps.forms(name)?);
+    for (seq, left) in (1..).zip(left) {
+        let twin = format!("{name}-twin-{seq}");
+        traps.ok(&["fork", &format!("{name}@{seq}"), &twin])?;
+        traps.ok(&["rollback", name, "--to", &seq.to_string()])?;
+        for mode in MODES {
+            traps.returns(&twin, mode, left)?;
+            traps.returns(name, mode, left)?;
+        }
+    }
+    ensure!(traps.depth(name)? == left.len(), "there are {} layers", traps.depth(name)?);
+    Ok(())
+}
+
+#[test]
+fn nothing_differs_in_sealed_and_mixed_stacks_on_ext4() -> Result<()> {
+    every_way_back_sealed(FsKind::Ext4)
+}
+
+#[test]
+fn nothing_differs_in_sealed_and_mixed_stacks_on_xfs() -> Result<()> {
+    every_way_back_sealed(FsKind::Xfs)
+}
+
+#[test]
+fn nothing_differs_in_sealed_and_mixed_stacks_on_btrfs() -> Result<()> {
+    every_way_back_sealed(FsKind::Btrfs)
+}
+
+/// Layers with inode flags stay directories, those below and above them need not, and nothing is lost.
+#[test]
+fn layers_with_inode_flags_stay_directories_and_lose_nothing() -> Result<()> {
+    let traps = Traps::on(FsKind::Ext4)?;
+    traps.create("web", 100)?;
+    let left = traps.live("web", "mount")?;
+    let kept = traps.seal("web")?;
+    let forms = traps.forms("web")?;
+    ensure!(kept == forms.iter().filter(|sealed| !**sealed).count(), "{kept} are kept of {forms:?}");
+    // The last stage clears every flag, but for what it has not touched.
+    ensure!(forms.get(1..) == Some(&[false, false]), "{forms:?}");
+    for (seq, left) in (1..).zip(&left) {
+        traps.ok(&["rollback", "web", "--to", &seq.to_string()])?;
+        for mode in MODES {
+            traps.returns("web", mode, left)?;
+        }
     }
     Ok(())
 }

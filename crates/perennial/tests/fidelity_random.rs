@@ -1,5 +1,5 @@
 //! Rows A2, A3, A11: random file system operations inside a container lead to the same tree as on a plain directory,
-//! after every exit, in both modes.
+//! after every exit, in both modes, with some of the layers sealed between runs.
 //!
 //! `PERENNIAL_FIDELITY_CASES` changes how many scripts are tried.
 
@@ -24,8 +24,11 @@ use std::path::Path;
 const CASES: u32 = 20;
 
 /// Runs of each script, and random operations of each run.
-const RUNS: usize = 2;
+const RUNS: usize = 3;
 const OPS_MAX: usize = 40;
+/// After which exits layers are sealed: some scripts after every one, some after none, some after the first or second.
+const PATTERN: usize = 4;
+const SEALED: [usize; 2] = [1, 2];
 
 /// The directory that scripts act in, as `trap-actor` has it.
 const MODEL: &str = "model";
@@ -64,7 +67,10 @@ impl Theatre {
     fn play(&self, number: usize, script: &[model::Stage]) -> Result<(usize, usize)> {
         let (name, plain) = (format!("case-{number}"), self.disk.path().join(format!("plain-{number}")));
         let volume = format!("{}:{ACTOR}:ro", self.actor);
-        self.stage.create_idle(&name, &["--volume", &volume, "--keep", &(1 + number % 3).to_string()])?;
+        let keep = (1 + number % 3).to_string();
+        // One script in four with work in the background, as by default.
+        let seal = if number.is_multiple_of(4) { "auto" } else { "never" };
+        self.stage.create_idle(&name, &["--volume", &volume, "--keep", &keep, "--seal", seal])?;
         fs::create_dir(&plain)?;
         let mut counts = (0, 0);
         for (run, stage) in script.iter().enumerate() {
@@ -83,6 +89,11 @@ impl Theatre {
             counts.0 += here.iter().filter(|one| one.done()).count();
             counts.1 += here.iter().filter(|one| !one.done()).count();
             self.stage.ok(&["stop", &name])?;
+            if SEALED.contains(&((number + run) % PATTERN)) {
+                // Of the older layers some stay directories, since nothing seals them but this.
+                self.stage.quiet()?;
+                self.stage.ok(&["seal", &name])?;
+            }
         }
         let mode = MODES[(script.len() + number) % MODES.len()];
         self.start_and_compare(&name, mode, &plain).context("after the last run")?;

@@ -193,6 +193,19 @@ impl Objects {
         Err(ObjectError::Damaged { id: *id, found: described(&stat), expected: size })
     }
 
+    /// Opens an object whose whole content was compared with its name.
+    ///
+    /// # Errors
+    /// As [`Objects::open_sized`]; [`ObjectError::Damaged`] where the content is another one, [`ObjectError::Hash`].
+    pub fn open_intact(&self, id: &ObjectId, size: u64) -> Result<OwnedFd, ObjectError> {
+        let file = self.open_sized(id, size)?;
+        let (found, _) = hash::hash_file(file.as_fd(), &|| false)?;
+        if found == *id {
+            return Ok(file);
+        }
+        Err(ObjectError::Damaged { id: *id, found: format!("its content is that of {found}"), expected: size })
+    }
+
     /// Looks at an object; `None` where it is missing.
     ///
     /// # Errors

@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 
 /// Name of the manifest in a layer's directory.
 pub const MANIFEST: &str = "manifest";
+/// Bytes of the checksum at the end of a manifest, and read at a time for it.
+const CHECKSUM_BYTES: u64 = 32;
+const HASH_BUFFER_BYTES: usize = 256 << 10;
 /// Names while they are written; what is there by these names is a rest of an attempt that was cut off.
 pub const TEMPORARY: [&str; 2] = [".manifest.new", ".meta.erofs.new"];
 
@@ -142,12 +145,63 @@ impl LayerFiles {
         Ok(reader.summary().cloned())
     }
 
+    /// Returns whether the manifest is as it was written, by the checksum at its end; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`SealError::Io`].
+    pub fn is_manifest_intact(&self) -> Result<Option<bool>, SealError> {
+        let Some(mut file) = self.manifest()? else { return Ok(None) };
+        let mut rest = match file.size() {
+            Ok(size) => size.checked_sub(CHECKSUM_BYTES),
+            Err(error) => return Err(self.io("look at", MANIFEST, error)),
+        };
+        let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; HASH_BUFFER_BYTES]);
+        while let Some(left) = rest.filter(|left| *left > 0) {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let piece = buffer.get_mut(..wanted).unwrap_or_default();
+            match file.read(piece) {
+                // No file, or one that became shorter.
+                Ok(0) | Err(_) => return Ok(Some(false)),
+                Ok(length) => {
+                    hasher.update(piece.get(..length).unwrap_or_default());
+                    rest = left.checked_sub(u64::try_from(length).unwrap_or(left));
+                }
+            }
+        }
+        let mut written = [0; 32];
+        let is_read = rest.is_some() && file.0.read_exact(&mut written).is_ok();
+        Ok(Some(is_read && hasher.finalize() == written))
+    }
+
     /// Returns whether the layer has both files.
     ///
     /// # Errors
     /// [`SealError::Io`].
     pub fn is_sealed(&self) -> Result<bool, SealError> {
         Ok(self.read(MANIFEST)?.is_some() && self.read(IMAGE)?.is_some())
+    }
+
+    /// Looks for what is wrong with the files of a sealed layer without reading either whole, for every start: one is
+    /// missing or no file, has another length, or the image is not that of this manifest. Other damage is what a
+    /// verification finds. Returns it in words that begin with the file's name.
+    ///
+    /// # Errors
+    /// [`SealError::Io`].
+    pub fn glance(&self, manifest: ObjectId, manifest_bytes: u64) -> Result<Option<String>, SealError> {
+        for name in [MANIFEST, IMAGE] {
+            let Some(file) = self.read(name)? else { return Ok(Some(format!("{name} is missing"))) };
+            let metadata = file.0.metadata().map_err(|error| self.io("look at", name, error))?;
+            if !metadata.is_file() {
+                return Ok(Some(format!("{name} is no file")));
+            }
+            if name == MANIFEST && metadata.len() != manifest_bytes {
+                return Ok(Some(format!("{name} has {} bytes instead of {manifest_bytes}", metadata.len())));
+            }
+            if name == IMAGE && !is_image_of(&file.0, metadata.len(), &manifest) {
+                return Ok(Some(format!("{name} is not the image of its manifest")));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the length of the metadata image, in bytes.
@@ -256,6 +310,11 @@ impl LayerFiles {
             WriteError::Tree(fault) => limit(&fault),
         }
     }
+}
+
+fn is_image_of(image: &File, size: u64, manifest: &ObjectId) -> bool {
+    let mut head = [0; erofs::HEAD_BYTES];
+    image.read_exact_at(&mut head, 0).is_ok() && erofs::is_of(&head, size, manifest)
 }
 
 fn limit(fault: &Fault) -> SealError {

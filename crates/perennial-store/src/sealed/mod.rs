@@ -21,6 +21,7 @@ mod files;
 mod freed;
 mod mount;
 mod pool;
+mod resolve;
 mod source;
 mod stream;
 mod survey;
@@ -32,6 +33,7 @@ pub use files::{DiskFile, LayerFiles, MANIFEST, TEMPORARY};
 pub use freed::{freed, objects_of_merge};
 pub use mount::{IMAGE, MountImageError, open_tree, probe};
 pub use pool::Kept;
+pub use resolve::{ResolveRequest, resolve};
 pub use unpack::{UnpackRequest, unpack};
 
 use crate::objects::Objects;

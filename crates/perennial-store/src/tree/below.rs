@@ -2,9 +2,10 @@
 //!
 //! The view follows a walk by `enter` and `leave`, which only note names; layers are opened when a question is asked.
 
-use super::attrs::{AttrIo, Target};
+use super::attrs::{AttrIo, Target, refused};
 use super::cursor::{Cursor, EntryStat, OPEN_MAX};
 use super::error::{EntryPath, TreeError};
+use super::overlay;
 use perennial_core::tree::Below;
 use rustix::fd::BorrowedFd;
 use std::ffi::{CStr, CString};
@@ -168,6 +169,10 @@ fn enter_merged(
         entered.push(*layer);
         if io.is_opaque(Target::Open(cursor.fd()), &path)? {
             break;
+        }
+        // What it shows is under another name below: whoever asks has to resolve this layer first.
+        if io.is_redirected(Target::Open(cursor.fd()), &path)? {
+            return Err(refused(overlay::REDIRECT, b"", path()));
         }
     }
     Ok(entered)

@@ -95,7 +95,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Opens the object that is the content of a file, if it is one.
-    fn content(
+    pub(crate) fn content(
         &mut self,
         file: &OwnedFd,
         stat: &EntryStat,
@@ -105,10 +105,11 @@ impl<'a> Copier<'a> {
         let Some(objects) = self.objects else {
             return Err(refused(overlay::METACOPY, b"", path()));
         };
-        match objects.open_sized(&id, stat.size) {
-            Ok(object) => Ok(Some(object)),
-            Err(source) => Err(TreeError::Content { path: path(), source: Box::new(source) }),
-        }
+        // Read twice rather than pass on what is not what it was; the second time it is in memory.
+        objects.open_intact(&id, stat.size).map(Some).map_err(|source| {
+            let source = Box::new(source);
+            TreeError::Content { path: path(), source }
+        })
     }
 
     /// Copies the content of an open file into an empty one; holes stay holes.

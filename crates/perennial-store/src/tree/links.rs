@@ -89,23 +89,51 @@ impl<'a> Links<'a> {
                     }
                 }
                 self.copier.copy(from, to, stat, path)?;
-                let staging = self.staging().map_err(fail)?;
-                linkat(to.dir, to.name, staging, staged(key), AtFlags::empty()).map_err(fail)?;
-                self.groups.insert(key, Group::Copied { left: stat.nlink.saturating_sub(1) });
-                Ok(())
+                self.keep_first(key, to, stat).map_err(fail)
             }
-            (Some(Group::Copied { left }), _) => {
-                let staging = self.staging().map_err(fail)?;
-                if left > 1 {
-                    linkat(staging, staged(key), to.dir, to.name, AtFlags::empty()).map_err(fail)?;
-                } else {
-                    // The last name: ours is not counted against the limit of the file system.
-                    renameat(staging, staged(key), to.dir, to.name).map_err(fail)?;
-                }
-                self.groups.insert(key, Group::Copied { left: left.saturating_sub(1) });
-                Ok(())
+            (Some(Group::Copied { left }), _) => self.link_next(key, left, to).map_err(fail),
+        }
+    }
+
+    /// Writes an entry that is not a directory; `copy` writes one of which no name was met before.
+    pub(crate) fn write_by<E: From<TreeError>>(
+        &mut self,
+        to: Place<'_>,
+        stat: &EntryStat,
+        path: &dyn Fn() -> EntryPath,
+        copy: &mut dyn FnMut(&mut Copier<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let fail = |errno| TreeError::system("link", path(), errno);
+        let Some(key) = stat.link_group() else { return copy(&mut self.copier) };
+        match self.groups.get(&key).copied() {
+            Some(Group::Copied { left }) => self.link_next(key, left, to).map_err(fail)?,
+            Some(Group::Linked) | None => {
+                copy(&mut self.copier)?;
+                self.keep_first(key, to, stat).map_err(fail)?;
             }
         }
+        Ok(())
+    }
+
+    /// Keeps a name of a file that was copied, for its other names.
+    fn keep_first(&mut self, key: (u64, u64), to: Place<'_>, stat: &EntryStat) -> Result<(), Errno> {
+        let staging = self.staging()?;
+        linkat(to.dir, to.name, staging, staged(key), AtFlags::empty())?;
+        self.groups.insert(key, Group::Copied { left: stat.nlink.saturating_sub(1) });
+        Ok(())
+    }
+
+    /// Gives a file that was copied its next name.
+    fn link_next(&mut self, key: (u64, u64), left: u64, to: Place<'_>) -> Result<(), Errno> {
+        let staging = self.staging()?;
+        if left > 1 {
+            linkat(staging, staged(key), to.dir, to.name, AtFlags::empty())?;
+        } else {
+            // The last name: ours is not counted against the limit of the file system.
+            renameat(staging, staged(key), to.dir, to.name)?;
+        }
+        self.groups.insert(key, Group::Copied { left: left.saturating_sub(1) });
+        Ok(())
     }
 
     /// Removes our directory.

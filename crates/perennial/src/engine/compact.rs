@@ -49,13 +49,18 @@ impl Engine {
             Err(error) => Err(Failure::from(error).while_doing("cannot put sealed layers together")),
         };
         match outcome {
-            Ok(true) => Ok(Step::Did),
+            Ok(true) => {
+                // Before the old layers go: a rebuild from an older copy would look for them.
+                self.keep_container_copies();
+                Ok(Step::Did)
+            }
             Ok(false) => {
                 self.discard_layer(&id)?;
                 Ok(Step::GaveWay)
             }
             Err(failure) => {
-                if !self.layer(&id).is_ok_and(|record| record.is_some()) {
+                // Only what is known not to be recorded goes; `gc` finds what is left.
+                if self.layer(&id).is_ok_and(|record| record.is_none()) {
                     self.discard_layer(&id).ok();
                 }
                 Err(failure)
@@ -82,7 +87,8 @@ impl Engine {
             .filter(|generation| generation.layers.iter().any(|layer| own.contains(layer)))
             .collect();
         // Old layers stay while a run or a view has them mounted: merging them would keep what they hide twice.
-        let (in_use, torn) = (self.layers_in_use()?, on_different_grounds(&touching));
+        let (in_use, mut torn) = (self.layers_in_use()?, on_different_grounds(&touching));
+        torn.extend(self.above_unresolved(&touching)?);
         let mut sealed = BTreeMap::new();
         for id in own.iter().filter(|id| !in_use.contains(*id) && !torn.contains(*id)) {
             let Some(record) = self.layer(id)?.map(|doc| doc.value) else { continue };

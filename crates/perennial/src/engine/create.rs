@@ -138,11 +138,11 @@ impl Engine {
     pub fn check_intact(&self, name: &ContainerName, generation: &Generation) -> Result<()> {
         self.check_image_intact(&self.image(&generation.image)?.value)?;
         for id in &generation.layers {
-            if !self.is_whole(id)? {
+            if let Some(wrong) = self.wrong_with(id)? {
                 let seq = generation.seq;
                 return Err(Failure::new(
                     Code::Damaged,
-                    format!("generation {name}@{seq} is damaged: its layer {id} is missing on disk"),
+                    format!("generation {name}@{seq} is damaged: its layer {id} {wrong}"),
                 )
                 .hint(format!(
                     "nothing was changed; `perennial rollback {name} --to SEQ` goes to an intact generation"
@@ -162,14 +162,12 @@ impl Engine {
     /// # Errors
     /// Where a layer is missing.
     pub fn check_image_intact(&self, image: &Image) -> Result<()> {
-        let mut missing = None;
+        let mut found = None;
         for id in &image.layers {
-            if !self.is_whole(id)? {
-                missing = Some(id);
-            }
+            found = self.wrong_with(id)?.map(|wrong| (id, wrong)).or(found);
         }
-        let Some(missing) = missing else { return Ok(()) };
-        let message = format!("image {} is damaged: its layer {missing} is missing on disk", image.digest);
+        let Some((layer, wrong)) = found else { return Ok(()) };
+        let message = format!("image {} is damaged: its layer {layer} {wrong}", image.digest);
         Err(Failure::new(Code::Damaged, message)
             .hint("nothing was changed; import or pull the same image again, and what builds on it works again"))
     }

@@ -82,9 +82,11 @@ impl Engine {
             )));
         }
         let seq = self.chosen(&container, request.selector.as_ref())?.seq;
-        let _held = self.hold_layers(&request.name, seq)?;
+        let held = self.hold_layers(&request.name, seq)?;
         let doc = self.seen(&request.name)?;
-        let generation = self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.clone();
+        // The layers that are held: those of the generation may have been put together meanwhile.
+        let chosen = self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.clone();
+        let generation = Generation { layers: held.layers.clone(), ..chosen };
         let prepared = self.prepare_shadow(doc, &generation)?;
         let shown = self.show(&prepared, request);
         self.leave_union(&prepared.run)?;

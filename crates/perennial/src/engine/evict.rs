@@ -78,7 +78,8 @@ impl Engine {
         in_use: &BTreeSet<LayerId>,
     ) -> Result<Vec<LayerId>> {
         let Some(own) = generation.layers.first() else { return Ok(Vec::new()) };
-        let torn = on_different_grounds(left);
+        let mut torn = on_different_grounds(left);
+        torn.extend(self.above_unresolved(left)?);
         let stacks: Vec<&[LayerId]> = left.iter().map(|other| other.layers.as_slice()).collect();
         let mut sealed = BTreeMap::new();
         for id in stacks.iter().flat_map(|stack| stack.iter()).filter(|id| !in_use.contains(*id) && !torn.contains(*id))

@@ -40,6 +40,7 @@ pub mod rebase;
 pub mod rebuild;
 pub mod records;
 pub mod recover;
+pub mod resolve;
 pub mod seal;
 pub mod settle;
 pub mod start;
@@ -55,6 +56,7 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::time::Time;
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::sqlite::SqliteRecords;
+use perennial_store::records::{RecordStore as _, keys};
 use perennial_store::root::{Root, Secret};
 use std::path::Path;
 
@@ -78,7 +80,23 @@ impl Engine {
         let root = Root::open_or_create(path, clock::now(), Secret::from_random(random()?))?;
         refuse_lost_records(&root)?;
         let records = SqliteRecords::open_or_create(&root.records_path())?;
-        Ok(Self { root, records, actor: actor() })
+        let engine = Self { root, records, actor: actor() };
+        engine.refuse_emptied_records()?;
+        Ok(engine)
+    }
+
+    /// Refuses records that hold nothing at all although there are layers of containers: their log, `records.db-wal`,
+    /// was lost or damaged, and what is left of the file would make every layer look unneeded.
+    fn refuse_emptied_records(&self) -> Result<()> {
+        for kind in [keys::LAYERS, keys::CONTAINERS, keys::IMAGES] {
+            if !self.records.list(kind)?.is_empty() {
+                return Ok(());
+            }
+        }
+        match has_deltas(&self.root)? {
+            true => Err(lost(&self.root.records_path(), "holds nothing")),
+            false => Ok(()),
+        }
     }
 
     /// Returns the present instant.
@@ -94,17 +112,26 @@ fn refuse_lost_records(root: &Root) -> Result<()> {
     if path.symlink_metadata().is_ok_and(|metadata| metadata.len() > 0) {
         return Ok(());
     }
-    let is_delta = |file: LayerFile| matches!(file.origin, LayerOrigin::Run { .. } | LayerOrigin::Merged { .. });
     let has_run = std::fs::read_dir(root.path().join("runs"))?.next().is_some();
-    let mut layers = layer::list(root)?.into_iter();
-    if has_run || layers.any(|id| layer::describe(root, &id).is_ok_and(is_delta)) {
-        let message = format!("{} is missing or empty, although containers have run here", path.display());
-        return Err(Failure::new(Code::Damaged, message).hint(
-            "nothing was changed; put records.db back, together with records.db-wal where there is one, restore them \
-             from a copy, or make them again from the layers with `perennial doctor --rebuild`",
-        ));
+    if has_run || has_deltas(root)? {
+        return Err(lost(&path, "is missing or empty"));
     }
     Ok(())
+}
+
+/// Whether any layer was made by a run.
+fn has_deltas(root: &Root) -> Result<bool> {
+    let is_delta = |file: LayerFile| matches!(file.origin, LayerOrigin::Run { .. } | LayerOrigin::Merged { .. });
+    let mut layers = layer::list(root)?.into_iter();
+    Ok(layers.any(|id| layer::describe(root, &id).is_ok_and(is_delta)))
+}
+
+fn lost(path: &Path, how: &str) -> Failure {
+    let message = format!("{} {how}, although containers have run here", path.display());
+    Failure::new(Code::Damaged, message).hint(
+        "nothing was changed; put records.db back, together with records.db-wal where there is one, restore them from \
+         a copy, or make them again from the layers with `perennial doctor --rebuild`",
+    )
 }
 
 /// Returns random bytes from the kernel.

@@ -8,12 +8,13 @@ use super::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::collect::ObjectCount;
 use perennial_core::id::LayerId;
+use perennial_core::layers::Form;
 use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_store::layer;
 use perennial_store::objects::Objects;
 use perennial_store::root::{LockMode, Wait};
-use perennial_store::sealed::{DiskFile, MANIFEST};
+use perennial_store::sealed::{DiskFile, LayerFiles, MANIFEST};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
@@ -51,6 +52,25 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses to tell unneeded objects from needed ones where a manifest is missing or not as it was written: the
+    /// objects it names would pass for unneeded.
+    fn refuse_damaged_manifest(&self, id: &LayerId, directory: &Path) -> Result<()> {
+        let files = match LayerFiles::open(directory) {
+            // It has just been freed.
+            Err(_) if directory.symlink_metadata().is_err() => return Ok(()),
+            files => files?,
+        };
+        let intact = files.is_manifest_intact()?;
+        let is_sealed = || Ok::<_, Failure>(self.layer(id)?.is_some_and(|doc| doc.value.form == Form::Sealed));
+        if intact == Some(true) || (intact.is_none() && !is_sealed()?) {
+            return Ok(());
+        }
+        let how = if intact.is_none() { "missing" } else { "damaged" };
+        let message = format!("{} is {how}", directory.join(MANIFEST).display());
+        Err(Failure::new(Code::Damaged, message)
+            .hint("no object is removed meanwhile; restore the layer from a copy, or remove its container"))
+    }
+
     /// Returns which objects no manifest names, with their sizes on disk. The caller holds the lock of objects, or only
     /// wants to know.
     ///
@@ -70,7 +90,9 @@ impl Engine {
             if objects.is_empty() {
                 break;
             }
-            self.objects_of(&self.root.layer_dir(&id), &mut |object| {
+            let directory = self.root.layer_dir(&id);
+            self.refuse_damaged_manifest(&id, &directory)?;
+            self.objects_of(&directory, &mut |object| {
                 objects.remove(&object);
             })?;
         }

@@ -24,7 +24,7 @@ use perennial_store::layer;
 use perennial_store::objects::Objects;
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
 use perennial_store::root::{Lock, LockMode, Wait};
-use perennial_store::sealed::{self, IMAGE, MANIFEST, Outcome, Request, SealError};
+use perennial_store::sealed::{self, IMAGE, LayerFiles, MANIFEST, Outcome, Request, SealError};
 use perennial_store::tree;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
@@ -84,10 +84,12 @@ impl Engine {
         if container.policy.seal == SealPolicy::Never || container.queue.is_none() {
             return Ok(Sealing::Nothing);
         }
-        let steps = self.seal_plan(&self.stacks_of(container)?, Diligence::Background)?;
+        let stacks = self.stacks_of(container)?;
+        let steps = self.seal_plan(&stacks, Diligence::Background)?;
         if steps.is_empty() || self.can_seal().is_err() {
             return Ok(Sealing::Nothing);
         }
+        self.finish_folds_in(&stacks)?;
         for step in steps {
             self.finish_folds_of(&step)?;
             match self.seal_nicely(&step)? {
@@ -109,6 +111,7 @@ impl Engine {
                 .hint("nothing was changed; generations are kept as directories, which every host can use")
         })?;
         let mut report = SealReport::default();
+        self.finish_folds_in(stacks)?;
         for step in self.seal_plan(stacks, Diligence::Asked)? {
             self.finish_folds_of(&step)?;
             match self.seal_in_turn(&step)? {
@@ -148,7 +151,7 @@ impl Engine {
         for doc in self.layers()? {
             let record = doc.value;
             let is_refused = record.unsealable.is_some() && diligence == Diligence::Background;
-            if record.form == Form::Dir && !is_refused {
+            if record.form == Form::Dir && (!is_refused || record.unresolved) {
                 open.insert(record.id);
             }
         }
@@ -184,6 +187,7 @@ impl Engine {
                     let message = format!("layer {} is being sealed by another command", layer.id);
                     return Err(Failure::new(Code::Conflict, message).hint("try again in a moment"));
                 }
+                Sealing::StaysDirectory(_) if !self.state_of(&step.layer)?.unresolved => {}
                 Sealing::StaysDirectory(why) => {
                     let message =
                         format!("layer {} can only be used over the layers it was made over: {why}", layer.id);
@@ -219,13 +223,28 @@ impl Engine {
         outcome
     }
 
-    /// Seals one layer and records that.
+    /// Seals one layer and records that; one that stays a directory is at least made to stand for itself.
     fn seal_layer(&self, step: &SealStep, diligence: Diligence) -> Result<Sealing> {
+        let outcome = self.try_to_seal(step, diligence)?;
+        if matches!(outcome, Sealing::StaysDirectory(_)) && self.state_of(&step.layer)?.unresolved {
+            self.resolve_in_place(step)?;
+        }
+        Ok(outcome)
+    }
+
+    fn try_to_seal(&self, step: &SealStep, diligence: Diligence) -> Result<Sealing> {
         let stack: Vec<LayerId> = std::iter::once(&step.layer).chain(&step.below).cloned().collect();
         let Some(_locks) = self.share_without_waiting(&stack)? else { return Ok(Sealing::GaveWay) };
         let Some(record) = self.layer(&step.layer)? else { return Ok(Sealing::Nothing) };
         if record.value.form != Form::Dir || !layer::has_tree(&self.root, &step.layer) {
             return Ok(Sealing::Nothing);
+        }
+        if let Some(why) = record.value.unsealable.clone().filter(|_| diligence == Diligence::Background) {
+            return Ok(Sealing::StaysDirectory(why));
+        }
+        if let Some(lower) = self.states(&step.below)?.into_iter().find(|layer| layer.unresolved) {
+            // It refers to others in its turn: first it has to stand for itself, which takes nobody using it.
+            return Ok(Sealing::StaysDirectory(format!("the layer {} below it is in use", lower.id)));
         }
         let tree = self.root.layer_tree(&step.layer);
         let below = self.open_layers(&step.below)?;
@@ -247,6 +266,12 @@ impl Engine {
             }
             Err(error) => Err(Failure::from(error).while_doing(format!("cannot seal layer {}", step.layer))),
         }
+    }
+
+    /// Finishes the folds in whole stacks before any layer of them is sealed: a half-folded layer must not be sealed
+    /// while the other half is still to come.
+    fn finish_folds_in(&self, stacks: &[Vec<LayerId>]) -> Result<()> {
+        stacks.iter().try_for_each(|stack| self.finish_interrupted_folds(stack, &[]))
     }
 
     /// A fold that was cut off has left times of directories that are not the tree's.
@@ -326,10 +351,22 @@ impl Engine {
         let mut dropped = Vec::new();
         for id in left.into_iter().filter(|id| !in_use.contains(id)) {
             let Some(_lock) = self.root.lock_layer(&id, LockMode::Exclusive, Wait::Never)? else { continue };
+            // Damage to the sealed form must not cost the tree, the only whole copy then.
+            if !self.is_sealed_whole(&id)? {
+                continue;
+            }
             layer::discard(&self.root, &self.root.layer_tree(&id), &format!("tree-{id}"))?;
             dropped.push(id);
         }
         Ok(dropped)
+    }
+
+    /// Returns whether a layer's manifest is the recorded one and its image is there.
+    fn is_sealed_whole(&self, id: &LayerId) -> Result<bool> {
+        let recorded = self.layer(id)?.and_then(|doc| doc.value.manifest).map(|manifest| manifest.id);
+        let Ok(files) = LayerFiles::open(&self.root.layer_dir(id)) else { return Ok(false) };
+        let found = files.summary().ok().flatten().map(|summary| summary.id);
+        Ok(self.is_whole(id)? && recorded.is_some() && found == recorded)
     }
 
     /// Returns the sealed layers whose tree is still there.

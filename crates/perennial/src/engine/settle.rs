@@ -246,6 +246,7 @@ impl Engine {
         let images = self.images()?.into_iter().flat_map(|image| image.value.layers).collect();
         let mut in_use = self.layers_in_use()?;
         in_use.extend(on_different_grounds(&touching));
+        in_use.extend(self.above_unresolved(&touching)?);
         // Renames can only put together directories that stand for themselves.
         for layer in self.states(&own.iter().cloned().collect::<Vec<_>>())? {
             if layer.form != Form::Dir || layer.unresolved {
@@ -253,6 +254,21 @@ impl Engine {
             }
         }
         Ok(plan_fold(&stacks, &in_use, &images))
+    }
+
+    /// Layers above one that means something only over those below it: what lies under them cannot be told from the
+    /// layers one by one, so they are left as they are until it is resolved.
+    ///
+    /// # Errors
+    /// Where a record cannot be read.
+    pub fn above_unresolved(&self, generations: &[&Generation]) -> Result<BTreeSet<LayerId>> {
+        let mut above = BTreeSet::new();
+        for generation in generations {
+            let states = self.states(&generation.layers)?;
+            let Some(deepest) = states.iter().rposition(|layer| layer.unresolved) else { continue };
+            above.extend(states.into_iter().take(deepest).map(|layer| layer.id));
+        }
+        Ok(above)
     }
 
     /// Folds the newer of two layers into the older and takes it out of every generation.
@@ -343,6 +359,14 @@ impl Engine {
         if !self.is_fold_interrupted(top)? {
             return Ok(true);
         }
+        let states = self.states(&[top.clone(), bottom.clone()])?;
+        if states.iter().any(|layer| layer.form != Form::Dir) {
+            // One of them was sealed as it is, which is right: together they show the same at every instant of a fold.
+            return Ok(true);
+        }
+        // A seal of either that nobody recorded is of a tree that changes now.
+        self.forget_unrecorded_seal(top)?;
+        self.forget_unrecorded_seal(bottom)?;
         let tree_of = |id: &LayerId| self.root.layer_tree(id);
         let (top, bottom) = (tree::open_tree(&tree_of(top))?, tree::open_tree(&tree_of(bottom))?);
         let below = self.open_layers(below)?;
@@ -439,7 +463,8 @@ impl Engine {
         if let Err(failure) = made {
             // It may only have been too large for the disk: what was made of it would keep it full.
             tree::remove_tree(&self.root.staging_dir().join(id.as_str())).ok();
-            if !self.layer(&id).is_ok_and(|record| record.is_some()) {
+            // Only what is known not to be recorded goes; `gc` finds what is left.
+            if self.layer(&id).is_ok_and(|record| record.is_none()) {
                 self.discard_layer(&id).ok();
             }
             return Err(failure);
@@ -548,9 +573,13 @@ impl Engine {
                         let blocks = metadata.map_or(0, |metadata| metadata.blocks());
                         bytes = bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
                     }
-                    self.objects_of(&directory, &mut |object| {
+                    let read = self.objects_of(&directory, &mut |object| {
                         contents.insert(object);
-                    })?;
+                    });
+                    if read.is_err() {
+                        // It is damaged: what was recorded is the best there is.
+                        bytes = bytes.saturating_add(record.bytes);
+                    }
                 }
             }
         }

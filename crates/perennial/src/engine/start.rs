@@ -92,6 +92,10 @@ impl Engine {
         }
         let mut run = self.new_run(&doc.value, request, origin.as_ref(), &image)?;
         self.finish_interrupted_folds(&run.layers, &run.image_layers)?;
+        if run.mode == StartMode::Unpack {
+            let whole: Vec<LayerId> = run.layers.iter().chain(&run.image_layers).cloned().collect();
+            self.resolve_directories(&whole)?;
+        }
         let mut locks = vec![self.own_run(&run.id)?];
         locks.extend(self.share_layers(&run.layers)?);
         locks.extend(self.share_layers(&run.image_layers)?);

@@ -7,19 +7,14 @@
 use super::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
-use perennial_core::layers::Form;
+use perennial_core::layers::{Form, LayerRecord};
 use perennial_runtime::mount::{LayerNeeds, Lower};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
-use perennial_store::sealed::{self, IMAGE, MANIFEST, UnpackRequest};
+use perennial_store::sealed::{self, LayerFiles, UnpackRequest};
 use perennial_store::tree::{self, Data, Measure};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-
-/// Where the superblock of EROFS is, in bytes, and how it begins.
-const SUPERBLOCK_OFFSET: u64 = 1024;
-const SUPERBLOCK_MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
 
 /// What has to be known of a layer to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +40,6 @@ pub fn borrow_all(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(OwnedFd::as_fd).collect()
 }
 
-/// Returns whether a file begins as a metadata image does; what else is wrong with one shows when it is mounted.
-fn has_superblock(image: &Path) -> bool {
-    let mut magic = [0_u8; SUPERBLOCK_MAGIC.len()];
-    let read = std::fs::File::open(image).and_then(|file| file.read_exact_at(&mut magic, SUPERBLOCK_OFFSET));
-    read.is_ok() && magic == SUPERBLOCK_MAGIC
-}
-
 impl Engine {
     /// Returns the state of a layer as its record says it; one without a record has never been sealed.
     pub fn state_of(&self, id: &LayerId) -> Result<LayerState> {
@@ -74,6 +62,10 @@ impl Engine {
             let failure = Failure::from(error);
             match layer.form {
                 Form::Dir => failure,
+                // Where others can be mounted, the reason is in this one.
+                Form::Sealed if self.can_seal().is_ok() => {
+                    failure.code(Code::Damaged).hint("`perennial verify` says what is wrong and where to go back to")
+                }
                 Form::Sealed => failure.code(Code::Host).hint("`perennial doctor` says whether this host can use it"),
             }
         })
@@ -145,20 +137,37 @@ impl Engine {
         Ok(tree::materialize(&layers, &below, target, Data::Copy, &mut |_| {})?)
     }
 
-    /// Returns whether a layer is there in the form its record says.
+    /// Returns whether a layer is there in the form its record says, as far as [`Engine::wrong_with`] looks.
     pub fn is_whole(&self, id: &LayerId) -> Result<bool> {
-        let form = self.state_of(id)?.form;
-        if form == Form::Dir && layer::has_tree(&self.root, id) {
-            return Ok(true);
+        Ok(self.wrong_with(id)?.is_none())
+    }
+
+    /// Returns what is wrong with a layer as far as it shows at once, whatever the size of the layer, to be said after
+    /// its name: in dir form that its tree is there, in sealed form that manifest and image are there, have their
+    /// lengths and belong together. Their contents and the objects are what `verify` looks at.
+    ///
+    /// # Errors
+    /// Where its record or its directory cannot be read.
+    pub fn wrong_with(&self, id: &LayerId) -> Result<Option<String>> {
+        let missing = || Some("is missing on disk".to_owned());
+        let sealed = || -> Result<Option<LayerRecord>> {
+            Ok(self.layer(id)?.map(|doc| doc.value).filter(|record| record.form == Form::Sealed))
+        };
+        let mut record = sealed()?;
+        if record.is_none() && layer::has_tree(&self.root, id) {
+            return Ok(None);
         }
-        // Nothing is locked, so it may have been sealed and its tree gone between the two looks.
-        match self.state_of(id)?.form {
-            Form::Dir => Ok(false),
-            Form::Sealed => {
-                let directory = self.root.layer_dir(id);
-                let is_file = |name| directory.join(name).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
-                Ok([MANIFEST, IMAGE].into_iter().all(is_file) && has_superblock(&directory.join(IMAGE)))
-            }
+        if record.is_none() {
+            // Nothing is locked, so it may have been sealed and its tree gone between the two looks.
+            record = sealed()?;
         }
+        let Some(record) = record else { return Ok(missing()) };
+        let directory = self.root.layer_dir(id);
+        if !directory.is_dir() {
+            return Ok(missing());
+        }
+        let Some(manifest) = record.manifest else { return Ok(missing()) };
+        let wrong = LayerFiles::open(&directory)?.glance(manifest.id, manifest.bytes)?;
+        Ok(wrong.map(|wrong| format!("is damaged: {wrong}")))
     }
 }

@@ -80,10 +80,12 @@ impl Engine {
             }
             None => self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect(),
         };
-        let _locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
+        let locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
         let mut found = Verified { layers, is_complete: true, ..Verified::default() };
         let wanted = self.verify_layers(&mut found)?;
         self.verify_objects(&wanted, depth, pace, &mut found)?;
+        // Who holds a container's lock may be waiting for a layer's.
+        drop(locks);
         let depth = if found.is_complete { depth } else { Depth::Existence };
         self.mark_damage(depth, &images, &mut found)?;
         Ok(found)
@@ -98,7 +100,7 @@ impl Engine {
         let images = self.image_stacks()?;
         let layers: BTreeSet<LayerId> =
             self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect();
-        let _locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
+        let locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
         let mut found = Verified { layers, is_complete: true, ..Verified::default() };
         let mut wanted = self.verify_layers(&mut found)?;
         let cursor = self
@@ -107,6 +109,7 @@ impl Engine {
             .and_then(|record| String::from_utf8_lossy(&record.bytes).parse::<ObjectId>().ok());
         wanted.retain(|object| cursor.is_none_or(|cursor| object.id > cursor));
         let last = self.verify_objects(&wanted, Depth::Full, pace, &mut found)?;
+        drop(locks);
         let transaction = match last.filter(|_| !found.is_complete) {
             Some(id) => Transaction::new().put(CURSOR, id.to_string().into_bytes()),
             None => Transaction::new().delete(CURSOR),

@@ -3,6 +3,7 @@
 //! - [`world`]: a small root, and what must always be true of it.
 //! - [`commands`]: every command killed.
 //! - [`supervisor`]: the supervisor of a run killed, and the processes around it.
+//! - [`seal`]: sealing killed, and runs over sealed layers.
 //! - [`space`]: no space left.
 //! - [`at_once`]: many commands at once, background work under load, strays, a clock set back.
 //!
@@ -13,6 +14,7 @@
 mod at_once;
 mod commands;
 mod pack;
+mod seal;
 mod space;
 mod supervisor;
 mod world;

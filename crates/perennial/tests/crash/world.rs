@@ -187,6 +187,12 @@ impl World {
 
     /// Checks what must be true of a root at rest, and returns what can be seen of its state.
     pub(crate) fn check_at_rest(&self) -> Result<Value> {
+        let containers = self.check_whole()?;
+        self.state(&containers)
+    }
+
+    /// Checks what must be true of a root at rest, whatever form its layers have; returns its containers.
+    pub(crate) fn check_whole(&self) -> Result<Vec<Container>> {
         self.come_to_rest()?;
         self.ok(&["doctor"])?;
         let images: Vec<Image> = self.records(Format::Image, keys::IMAGES)?;
@@ -201,7 +207,7 @@ impl World {
             let left: Vec<_> = fs::read_dir(self.perennial.root().join(dir))?.flatten().map(|e| e.path()).collect();
             ensure!(left.is_empty(), "left in {dir}: {left:?}");
         }
-        self.state(&containers)
+        Ok(containers)
     }
 
     fn facts(&self, containers: &[Container], images: &[Image]) -> Result<StoreFacts> {

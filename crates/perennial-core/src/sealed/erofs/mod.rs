@@ -29,7 +29,7 @@ pub use image::{Found, Image, ImageError, Kind, Nid};
 pub use plan::{Layout, PlanError, plan};
 pub use secret::Secret;
 pub use walk::Directories;
-pub use write::{EncodeError, Identity, write};
+pub use write::{EncodeError, HEAD_BYTES, Identity, is_of, write};
 
 use super::canonical::shown;
 use alloc::vec::Vec;

@@ -283,6 +283,21 @@ fn superblock(layout: &Layout, manifest: &ObjectId) -> Vec<u8> {
     out
 }
 
+/// Bytes of an image, from its start, that [`is_of`] looks at.
+pub const HEAD_BYTES: usize = 1152;
+
+/// Returns whether an image that begins with these [`HEAD_BYTES`] and has this length may be that of a manifest: magic
+/// number, length and identity are as they were written. What follows is not looked at; the kernel compares the
+/// checksum of the first block when it mounts the image.
+#[must_use]
+pub fn is_of(head: &[u8], size: u64, manifest: &ObjectId) -> bool {
+    let at = |start: usize, length: usize| head.get(start..start.saturating_add(length));
+    let blocks = at(1060, 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes).map(u64::from);
+    at(1024, 4) == Some(&raw::MAGIC.to_le_bytes())
+        && blocks.and_then(|blocks| blocks.checked_mul(BLOCK)) == Some(size)
+        && at(1072, 16) == Some(&uuid(manifest))
+}
+
 /// Returns a UUID of version 8 (RFC 9562): bits of one's own.
 fn uuid(manifest: &ObjectId) -> [u8; 16] {
     let mut uuid = [0; 16];
