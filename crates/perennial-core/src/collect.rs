@@ -78,6 +78,8 @@ pub struct CollectFacts {
     pub sealed_trees: Vec<LayerId>,
     /// Objects that no manifest names.
     pub objects: ObjectCount,
+    /// Packs that nothing, or little, is needed of.
+    pub packs: ObjectCount,
     /// Whether an image is being imported or a layer made right now.
     pub is_making_layers: bool,
 }
@@ -114,6 +116,8 @@ pub struct CollectPlan {
     pub sealed_trees: Vec<LayerId>,
     /// Objects that no manifest names.
     pub objects: ObjectCount,
+    /// Packs that go, or are written anew without what no manifest names, with their present lengths.
+    pub packs: ObjectCount,
 }
 
 impl CollectPlan {
@@ -159,6 +163,7 @@ pub fn plan(facts: &CollectFacts) -> CollectPlan {
         trash: facts.trash.clone(),
         sealed_trees: facts.sealed_trees.iter().filter(|id| !facts.is_mounted(id)).cloned().collect(),
         objects: facts.objects,
+        packs: facts.packs,
     }
 }
 

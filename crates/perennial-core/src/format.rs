@@ -16,6 +16,8 @@ pub const RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const FLAG_SEALED: &str = "sealed";
 /// Flag of a layer's record and of its `layer.json`: it holds metadata-only files or directory redirects.
 pub const FLAG_UNRESOLVED: &str = "unresolved";
+/// Flag of a layer's record: some of its objects may be in packs only.
+pub const FLAG_COLD: &str = "cold";
 
 /// The formats there are; each has a page in `docs/formats/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +71,7 @@ impl Format {
     /// Returns the flags this release understands.
     const fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED],
+            Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED, FLAG_COLD],
             Self::LayerFile => &[FLAG_UNRESOLVED],
             Self::Root | Self::Container | Self::Image | Self::Event | Self::View => &[],
         }

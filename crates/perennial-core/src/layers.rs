@@ -72,6 +72,10 @@ pub struct LayerRecord {
     /// made over. Never so in sealed form.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub unresolved: bool,
+    /// Whether some of its objects may be in packs only. It is recorded before the first of them goes, and taken back
+    /// when all of them are durably back. A generation that is not cold itself shows none of those.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub cold: bool,
     /// The manifest, in sealed form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<ManifestRef>,
@@ -84,8 +88,9 @@ impl LayerRecord {
     /// Makes the record of a layer in dir form that stands for itself, of so many allocated bytes and entries.
     #[must_use]
     pub const fn of_tree(id: LayerId, kind: LayerKind, (bytes, entries): (u64, u64), created_at: Time) -> Self {
-        let (form, unresolved) = (Form::Dir, false);
-        Self { id, kind, diff_id: None, bytes, entries, created_at, form, unresolved, manifest: None, unsealable: None }
+        let (form, unresolved, cold) = (Form::Dir, false, false);
+        let (diff_id, manifest, unsealable) = (None, None, None);
+        Self { id, kind, diff_id, bytes, entries, created_at, form, unresolved, cold, manifest, unsealable }
     }
 
     /// Returns its bytes for the record store, with the flags that an older release must understand.
@@ -97,6 +102,9 @@ impl LayerRecord {
         }
         if self.unresolved {
             flags.push(format::FLAG_UNRESOLVED);
+        }
+        if self.cold {
+            flags.push(format::FLAG_COLD);
         }
         format::encode_flagged(Format::Layer, &flags, self)
     }

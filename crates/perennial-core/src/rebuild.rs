@@ -323,6 +323,7 @@ fn append_later(
         entries: record.entries,
         pinned: false,
         quarantined: false,
+        cold: false,
         verified_at: None,
         clean: false,
         note: Some("found by doctor --rebuild".to_owned()),

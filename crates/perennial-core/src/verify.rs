@@ -83,6 +83,8 @@ pub struct Checked<'a> {
     pub faults: &'a BTreeMap<LayerId, Vec<Fault>>,
     /// Layers of the images that generations lie on.
     pub images: &'a BTreeMap<Digest, Vec<LayerId>>,
+    /// The objects among the damaged that a stack, with its image's layers, shows; where a stack is not here, all.
+    pub shown: &'a BTreeMap<Vec<LayerId>, BTreeSet<ObjectId>>,
     /// When.
     pub at: Time,
 }
@@ -134,7 +136,14 @@ fn layers_of<'a>(generation: &'a Generation, checked: &'a Checked<'_>) -> impl I
 }
 
 fn faults_of(generation: &Generation, checked: &Checked<'_>) -> Vec<Fault> {
-    layers_of(generation, checked).filter_map(|layer| checked.faults.get(layer)).flatten().cloned().collect()
+    let stack: Vec<LayerId> = layers_of(generation, checked).cloned().collect();
+    let shown = checked.shown.get(&stack);
+    // A version of a file that newer layers hide is none of this generation's.
+    let counts = |fault: &&Fault| match fault.part {
+        Part::Object(object) => shown.is_none_or(|shown| shown.contains(&object)),
+        Part::Description | Part::Tree | Part::Manifest | Part::Image => true,
+    };
+    stack.iter().filter_map(|layer| checked.faults.get(layer)).flatten().filter(counts).cloned().collect()
 }
 
 fn is_covered(generation: &Generation, checked: &Checked<'_>) -> bool {

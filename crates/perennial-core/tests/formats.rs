@@ -139,6 +139,7 @@ fn generation(seq: u64) -> Generation {
         entries: 3,
         pinned: true,
         quarantined: false,
+        cold: false,
         verified_at: None,
         clean: true,
         note: None,
@@ -286,10 +287,12 @@ fn a_layer_that_an_older_release_would_misread_says_so() {
     let manifest = Some(ManifestRef { id: ObjectId::of(b"manifest"), bytes: 8 });
     let sealed = LayerRecord { form: Form::Sealed, manifest, ..dir.clone() };
     let unresolved = LayerRecord { unresolved: true, ..dir };
-    for (record, flag) in [(sealed, "sealed"), (unresolved, "unresolved")] {
+    let cold = LayerRecord { cold: true, ..sealed.clone() };
+    let rows = [(sealed, "sealed", json!(["sealed"])), (unresolved, "unresolved", json!(["unresolved"]))];
+    for (record, flag, flags) in rows.into_iter().chain([(cold, "sealed", json!(["sealed", "cold"]))]) {
         let bytes = record.encode();
         let value: Value = serde_json::from_slice(&bytes).expect("encode writes JSON");
-        assert_eq!(value["must_understand"], json!([flag]));
+        assert_eq!(value["must_understand"], flags);
         assert_eq!(decode(Format::Layer, &bytes), Ok(record));
         let elsewhere = String::from_utf8_lossy(&bytes).replace("perennial-layer", "perennial-image");
         let error = decode::<Value>(Format::Image, elsewhere.as_bytes()).unwrap_err();

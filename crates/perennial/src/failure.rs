@@ -223,7 +223,7 @@ fn classify_others(error: &anyhow::Error) -> (Code, Option<String>) {
             return (code, Some("`perennial generations` lists what there is".into()));
         }
         if cause.downcast_ref::<perennial_core::generations::PolicyError>().is_some() {
-            return (Code::Usage, Some("change --keep or --keep-bytes; `perennial set --help` explains them".into()));
+            return (Code::Usage, Some("`perennial set --help` explains --keep, --keep-bytes and --hot".into()));
         }
         if let Some(OciError::Missing { .. } | OciError::Spawn { .. }) = cause.downcast_ref::<OciError>() {
             return (Code::Host, Some("install the package runc, or name another runtime with --runtime".into()));

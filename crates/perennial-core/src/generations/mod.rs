@@ -62,11 +62,16 @@ pub struct Policy {
     /// When its layers are sealed.
     #[serde(skip_serializing_if = "SealPolicy::is_auto")]
     pub seal: SealPolicy,
+    /// How many of the newest generations stay ready to be mounted when older ones are packed by themselves; `None` to
+    /// pack nothing unasked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hot: Option<u32>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { keep: KEEP_DEFAULT, keep_bytes: None, good_after_s: GOOD_AFTER_S_DEFAULT, seal: SealPolicy::Auto }
+        let (keep, good_after_s) = (KEEP_DEFAULT, GOOD_AFTER_S_DEFAULT);
+        Self { keep, keep_bytes: None, good_after_s, seal: SealPolicy::Auto, hot: None }
     }
 }
 
@@ -82,6 +87,9 @@ pub enum PolicyError {
     /// A byte bound that nothing fits.
     #[error("a container cannot keep its generations in 0 bytes: the last good one always stays")]
     KeepBytes,
+    /// A container none of whose generations would be ready to start.
+    #[error("a container cannot pack all of its generations after each exit: at least 1 stays hot")]
+    Hot,
 }
 
 impl Policy {
@@ -95,6 +103,9 @@ impl Policy {
         }
         if self.keep_bytes == Some(0) {
             return Err(PolicyError::KeepBytes);
+        }
+        if self.hot == Some(0) {
+            return Err(PolicyError::Hot);
         }
         Ok(())
     }
@@ -134,6 +145,7 @@ pub enum Health {
 
 /// One element of the queue: the state of the container at one exit (A14).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and its own field on disk")]
 pub struct Generation {
     /// Identity and order.
     pub seq: Seq,
@@ -165,6 +177,9 @@ pub struct Generation {
     pub quarantined: bool,
     /// Whether its run ended as asked or with code 0.
     pub clean: bool,
+    /// Whether some of what it shows may be in packs only, so that its layers are thawed before they are used.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub cold: bool,
     /// When a drill last showed that its state works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified_at: Option<Time>,
@@ -346,6 +361,7 @@ fn generation_of(run: &Run, exit: &Exit, frozen: Frozen) -> Generation {
         entries,
         pinned: false,
         quarantined: false,
+        cold: false,
         verified_at: None,
         clean: exit.clean,
         note: exit.note.clone(),

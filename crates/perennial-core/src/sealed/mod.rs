@@ -14,10 +14,11 @@
 //! - [`merge`](mod@merge): several trees as one.
 //! - [`order`]: which layers are sealed next.
 //! - [`pack`]: objects of older generations, compressed together; [`chunk`]: where contents are
-//!   cut for it; [`repack`]: when a pack is written anew.
+//!   cut for it; [`repack`]: when a pack is written anew; [`cold`]: which objects may go there.
 
 pub mod canonical;
 pub mod chunk;
+pub mod cold;
 pub mod entry;
 pub mod erofs;
 pub mod io;

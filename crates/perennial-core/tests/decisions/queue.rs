@@ -224,6 +224,8 @@ fn a33_a_policy_no_queue_can_follow_is_refused() {
     assert_eq!(policy(KEEP_MAX + 1, None).check(), Err(PolicyError::Keep { keep: 1001 }));
     assert_eq!(policy(1, Some(0)).check(), Err(PolicyError::KeepBytes));
     assert_eq!(policy(1, Some(1)).check(), Ok(()));
+    assert_eq!(Policy { hot: Some(0), ..Policy::default() }.check(), Err(PolicyError::Hot));
+    assert_eq!(Policy { hot: Some(1), ..Policy::default() }.check(), Ok(()));
     assert_eq!(policy(KEEP_MAX, None).check(), Ok(()));
 }
 

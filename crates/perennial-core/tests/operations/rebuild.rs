@@ -73,6 +73,7 @@ fn generation(number: u64, layers: &[u64]) -> Generation {
         entries: 3,
         pinned: false,
         quarantined: false,
+        cold: false,
         verified_at: None,
         clean: true,
         note: None,

@@ -96,6 +96,8 @@ pub enum Command {
     Scrub(ScrubArgs),
     /// Seal layers now: keep each content once, checked by its name
     Seal(SealArgs),
+    /// Pack what only older generations show: compressed together, thawed when it is used
+    Pack(PackArgs),
     /// Recover what dead processes left and free what nothing needs
     Gc(DryRunArg),
     /// Show what takes space
@@ -209,6 +211,10 @@ pub struct PolicyArgs {
     /// When its layers are sealed: after each exit in the background, or only by `perennial seal` [default: auto]
     #[arg(long, value_enum)]
     pub seal: Option<SealArg>,
+    /// How many of the newest generations stay hot while older ones are packed after each exit; `all` to pack nothing
+    /// unasked [default: all]
+    #[arg(long, value_name = "NUMBER|all")]
+    pub hot: Option<String>,
 }
 
 /// `--seal`.
@@ -237,6 +243,17 @@ pub struct SealArgs {
     /// Only an image: a name or a digest
     #[arg(long, value_name = "IMAGE", conflicts_with = "name")]
     pub image: Option<String>,
+}
+
+/// `pack`.
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// Name of the container; all containers where it is not given
+    pub name: Option<String>,
+    /// How many of the newest generations stay hot; 0 packs all of containers that do not run [default: as set for the
+    /// container, else 2]
+    #[arg(long, value_name = "NUMBER")]
+    pub hot: Option<u32>,
 }
 
 /// Settings of a container.

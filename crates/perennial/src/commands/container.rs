@@ -54,11 +54,11 @@ pub fn rm(context: &Context, args: &RmArgs) -> Result<()> {
 /// Where it is unknown or the policy is not possible.
 pub fn set(context: &Context, args: &SetArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
-    let PolicyArgs { keep, keep_bytes, good_after, seal } = &args.policy;
-    if keep.is_none() && keep_bytes.is_none() && good_after.is_none() && seal.is_none() {
-        return Err(
-            Failure::new(Code::Usage, "nothing to set").hint("give --keep, --keep-bytes, --good-after or --seal")
-        );
+    let PolicyArgs { keep, keep_bytes, good_after, seal, hot } = &args.policy;
+    let is_given = [keep.is_some(), keep_bytes.is_some(), good_after.is_some(), seal.is_some(), hot.is_some()];
+    if !is_given.contains(&true) {
+        return Err(Failure::new(Code::Usage, "nothing to set")
+            .hint("give --keep, --keep-bytes, --good-after, --seal or --hot"));
     }
     settings::change_policy(&mut perennial_core::generations::Policy::default(), &args.policy)?;
     let policy = context.engine.set_policy(&name, |policy| {

@@ -68,6 +68,7 @@ pub fn generation_json(context: &Context, generation: &Generation) -> Result<Val
         "exit_code": generation.exit_code,
         "pinned": generation.pinned,
         "quarantined": generation.quarantined,
+        "cold": generation.cold,
         "verified_at": generation.verified_at,
         "bytes": generation.bytes,
         "entries": generation.entries,

@@ -5,6 +5,7 @@ mod doctor;
 mod export;
 mod generations;
 mod image;
+mod pack;
 mod reference;
 mod rollback;
 mod run;
@@ -96,6 +97,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         },
         Command::Doctor(_) => return doctor::doctor(context),
         Command::Seal(args) => seal::seal(context, &args),
+        Command::Pack(args) => pack::pack(context, &args),
         Command::Evict(args) => generations::evict(context, &args),
         Command::Verify(args) => return verify::verify(context, &args),
         Command::Scrub(args) => return verify::scrub(context, &args),

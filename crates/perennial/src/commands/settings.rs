@@ -110,6 +110,11 @@ pub fn change_policy(policy: &mut Policy, args: &PolicyArgs) -> Result<()> {
     if let Some(seal) = args.seal {
         policy.seal = seal.into();
     }
+    match args.hot.as_deref() {
+        Some("all") => policy.hot = None,
+        Some(text) => policy.hot = Some(option("hot", text.parse::<u32>())?),
+        None => {}
+    }
     Ok(())
 }
 
@@ -133,6 +138,7 @@ pub fn given(args: &SettingsArgs) -> Vec<&'static str> {
         ("--keep-bytes", args.policy.keep_bytes.is_some()),
         ("--good-after", args.policy.good_after.is_some()),
         ("--seal", args.policy.seal.is_some()),
+        ("--hot", args.policy.hot.is_some()),
         ("--runtime", args.runtime.is_some()),
         ("--entrypoint", args.entrypoint.is_some()),
         ("--stop-signal", args.stop_signal.is_some()),

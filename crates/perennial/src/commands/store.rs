@@ -67,6 +67,11 @@ fn show(context: &Context, plan: &CollectPlan, is_done: bool) {
         let ObjectCount { count, bytes } = plan.objects;
         output::line(format!("{freed} {count} contents that no layer has ({})", table::bytes(bytes)));
     }
+    if plan.packs.count > 0 {
+        let ObjectCount { count, bytes } = plan.packs;
+        let what = verb("freed", "would free");
+        output::line(format!("{what} in {count} packs ({}) what no layer has", table::bytes(bytes)));
+    }
     for run in &plan.set_aside {
         let upper = context.engine.root.run_dir(run).join("upper");
         output::line(format!("kept the changes of run {run}, which belong to no container: {}", upper.display()));
@@ -118,6 +123,9 @@ fn as_json(context: &Context, disk: &DiskUse) -> Result<Value> {
         "images_bytes": disk.usage.images_bytes,
         "containers_bytes": disk.usage.containers_bytes,
         "other_bytes": disk.usage.other_bytes,
+        "objects_bytes": disk.stored.objects_bytes,
+        "packs_bytes": disk.stored.packs_bytes,
+        "metadata_bytes": disk.stored.metadata_bytes,
         "trash_bytes": disk.trash_bytes,
         "total_bytes": total(disk)?,
         "free_bytes": disk.space.free_bytes,
@@ -156,5 +164,12 @@ fn as_table(context: &Context, disk: &DiskUse) -> Result<String> {
     rows.push(row(["nothing names it", &table::bytes(disk.usage.other_bytes), "-", "-"]));
     let (all, free) = (table::bytes(total(disk)?), table::bytes(disk.space.free_bytes));
     let of = table::bytes(disk.space.total_bytes);
-    Ok(format!("{}{all} in all, each layer counted once; {free} of {of} are free\n", table::render(&rows)))
+    let stored = &disk.stored;
+    let [objects, packs, metadata] =
+        [stored.objects_bytes, stored.packs_bytes, stored.metadata_bytes].map(table::bytes);
+    Ok(format!(
+        "{}{all} in all, each layer counted once; {free} of {of} are free\n\
+         on disk, sealed layers are {objects} of contents, {packs} of packs and {metadata} of metadata\n",
+        table::render(&rows)
+    ))
 }

@@ -66,6 +66,8 @@ impl Engine {
         }));
         self.empty_trash();
         note(self.free_objects().map(drop));
+        note(self.free_in_packs());
+        self.empty_trash();
         done.plan = CollectPlan {
             recover: before.recover,
             views: before.views,
@@ -126,6 +128,7 @@ impl Engine {
         facts.sealed_trees = self.sealed_trees()?;
         // Where they cannot be told apart, the attempt to free them says so; everything else goes on.
         facts.objects = self.unused_objects().unwrap_or_default();
+        facts.packs = self.idle_packs().unwrap_or_default();
         facts.staging = names_in(&self.root.staging_dir())?;
         facts.trash = names_in(&self.root.trash_dir())?;
         facts.is_making_layers = self.root.lock_images(LockMode::Exclusive, Wait::Never)?.is_none();

@@ -44,6 +44,7 @@ impl Engine {
             Ok(CompactOutcome::GaveWay) => return Ok(Step::GaveWay),
             Ok(CompactOutcome::Done(made)) => self
                 .record_of(&id, &made.manifest, made.image_bytes)
+                .and_then(|record| Ok(LayerRecord { cold: self.is_any_cold(&plan.of)?, ..record }))
                 .and_then(|record| self.commit_compaction(&doc.value.id, &plan, &record)),
             Err(error) => Err(Failure::from(error).while_doing("cannot put sealed layers together")),
         };
@@ -65,6 +66,16 @@ impl Engine {
                 Err(failure)
             }
         }
+    }
+
+    /// Whether what these layers have may be in packs only. The caller holds them with shared locks.
+    fn is_any_cold(&self, layers: &[LayerId]) -> Result<bool> {
+        for id in layers {
+            if self.layer(id)?.is_some_and(|doc| doc.value.cold) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn next_compaction(&self, container: &Container, demand: Demand) -> Result<Option<Compact>> {
@@ -112,10 +123,10 @@ impl Engine {
     fn record_of(&self, id: &LayerId, manifest: &Summary, image_bytes: u64) -> Result<LayerRecord> {
         let objects = Objects::open(&self.root)?;
         let mut named = Vec::new();
-        self.objects_of(&self.root.layer_dir(id), &mut |object| named.push(object))?;
+        self.sized_objects_of(&self.root.layer_dir(id), &mut |object, size| named.push((object, size)))?;
         let mut bytes = manifest.bytes.saturating_add(image_bytes);
-        for object in named {
-            bytes = bytes.saturating_add(objects.stat(&object)?.map_or(0, |stat| stat.allocated));
+        for (object, size) in named {
+            bytes = bytes.saturating_add(objects.stat(&object)?.map_or(size, |stat| stat.allocated));
         }
         let size = (bytes, manifest.counts.entries);
         let record = LayerRecord::of_tree(id.clone(), LayerKind::Delta, size, self.now());

@@ -125,6 +125,7 @@ impl Engine {
             entries: 0,
             pinned: false,
             quarantined: false,
+            cold: of.cold,
             verified_at: None,
             clean: of.clean,
             note: Some(note),

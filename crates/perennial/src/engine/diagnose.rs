@@ -5,7 +5,7 @@ use super::collect::named;
 use super::records::View;
 use super::recover::has_content;
 use super::{Engine, random};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use perennial_core::check::{Finding, Severity, StoreFacts, check};
 use perennial_core::container::Container;
 use perennial_core::format::{self, Format};
@@ -15,6 +15,7 @@ use perennial_core::image::Image;
 use perennial_core::layers::LayerRecord;
 use perennial_runtime::cgroup::CgroupVersion;
 use perennial_runtime::{mount, probe};
+use perennial_store::cold::Cold;
 use perennial_store::layer;
 use perennial_store::records::{RecordStore as _, keys};
 use serde::de::DeserializeOwned;
@@ -90,6 +91,7 @@ impl Engine {
             hint: RESTORE.to_owned(),
         }));
         findings.extend(host::check_space(&self.space()?));
+        findings.extend(self.check_packs()?);
         let (host, directory) = self.probe(&containers, &mut findings)?;
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.object.cmp(&b.object)));
         Ok(Diagnosis { findings, host, directory, sealing: self.can_seal() })
@@ -171,6 +173,37 @@ impl Engine {
         let stale: Vec<String> = self.stale_views()?.into_iter().map(|(_, view)| view.target).collect();
         findings.extend(host::stale_views(&stale));
         Ok(facts)
+    }
+
+    /// Looks whether packs can be read as far as their indexes say.
+    fn check_packs(&self) -> Result<Vec<Finding>> {
+        let finding = |severity, object: String, message: String, hint: &str| Finding {
+            severity,
+            object,
+            message,
+            hint: hint.to_owned(),
+        };
+        if !self.has_packs()? {
+            let cold = self.layers()?.into_iter().filter(|doc| doc.value.cold).count();
+            let message = format!("{cold} layers may need packs, and there are none");
+            let hint = "`perennial verify` names the generations that are hit; restore packs/ from a copy";
+            let lost = (cold > 0).then(|| finding(Severity::Error, "packs".to_owned(), message, hint));
+            return Ok(lost.into_iter().collect());
+        }
+        let cold = match Cold::open(&self.root) {
+            Ok(cold) => cold,
+            Err(error) => {
+                let message = Failure::from(error).one_line();
+                let hint = "nothing that is in packs can be used until they can be read; hot generations can";
+                return Ok(vec![finding(Severity::Error, "packs".to_owned(), message, hint)]);
+            }
+        };
+        let scanned = cold.scanned().into_iter().map(|pack| {
+            let message = "its index is damaged: what can be found in it without is used".to_owned();
+            let hint = "`perennial verify --full` says whether anything is lost";
+            finding(Severity::Warning, format!("pack {pack}"), message, hint)
+        });
+        Ok(scanned.collect())
     }
 
     /// Names lead to containers, and containers have their names.

@@ -40,6 +40,8 @@ impl Target<'_> {
         if !self.engine.is_whole(&id)? {
             return Ok(None);
         }
+        // What is imported over it may link to its files. Nothing is packed while an image is imported.
+        self.engine.thaw(std::slice::from_ref(&id))?;
         let root = self.engine.open_layer(&self.engine.state_of(&id)?)?;
         Ok(Some(LayerTree::Open(Arc::new(root))))
     }

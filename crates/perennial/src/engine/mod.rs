@@ -10,6 +10,7 @@
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`compact`]: several sealed layers made one.
 //! - [`seal`]: layers as objects and metadata; [`objects`]: which contents nothing needs.
+//! - [`pack`]: what only older generations show, into packs; [`thaw`]: and back.
 //! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
 //! - [`history`]: roll back, pin, mark.
 //! - [`trees`]: layers on disk in either form, the one door to them.
@@ -36,6 +37,7 @@ pub mod history;
 pub mod images;
 pub mod net;
 pub mod objects;
+pub mod pack;
 pub mod rebase;
 pub mod rebuild;
 pub mod records;
@@ -45,6 +47,7 @@ pub mod seal;
 pub mod settle;
 pub mod start;
 pub mod supervise;
+pub mod thaw;
 pub mod trees;
 pub mod usage;
 pub mod verify;

@@ -25,6 +25,14 @@ impl Engine {
     /// # Errors
     /// Where the manifest cannot be read or is damaged.
     pub fn objects_of(&self, directory: &Path, each: &mut dyn FnMut(ObjectId)) -> Result<()> {
+        self.sized_objects_of(directory, &mut |object, _| each(object))
+    }
+
+    /// The same with their lengths, in bytes.
+    ///
+    /// # Errors
+    /// As [`Engine::objects_of`].
+    pub fn sized_objects_of(&self, directory: &Path, each: &mut dyn FnMut(ObjectId, u64)) -> Result<()> {
         let path = directory.join(MANIFEST);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -38,7 +46,8 @@ impl Engine {
         };
         let table = ObjectTable::open(DiskFile(file)).map_err(|error| damaged(&error))?;
         for row in table.iter() {
-            each(row.map_err(|error| damaged(&error))?.0);
+            let (object, size) = row.map_err(|error| damaged(&error))?;
+            each(object, size);
         }
         Ok(())
     }

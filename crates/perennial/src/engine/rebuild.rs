@@ -6,7 +6,7 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Queue;
 use perennial_core::id::{LayerId, RunId};
-use perennial_core::layers::{LayerFile, LayerRecord, ManifestRef};
+use perennial_core::layers::{Form, LayerFile, LayerRecord, ManifestRef};
 use perennial_core::rebuild::{RebuildFacts, Rebuilt, RecordCopy, plan, record_of};
 use perennial_core::sealed::object::ObjectId;
 use perennial_store::atomic;
@@ -70,7 +70,8 @@ pub fn rebuild(path: &Path, is_dry_run: bool) -> Result<Rebuilt> {
     let root = Root::open_or_create(path, clock::now(), Secret::from_random(random()?))?;
     let _graph = root.lock_graph()?;
     refuse_whole_records(path)?;
-    let rebuilt = plan(&gather(&root)?);
+    let mut rebuilt = plan(&gather(&root)?);
+    mark_cold(&root, &mut rebuilt)?;
     if is_dry_run {
         return Ok(rebuilt);
     }
@@ -147,6 +148,19 @@ fn on_disk(root: &Root, file: &LayerFile) -> Result<Option<LayerRecord>> {
         return Ok(Some(record_of(file, Some(ManifestRef { id: ObjectId::of(&manifest), bytes }))));
     }
     Ok(layer::has_tree(root, &file.id).then(|| record_of(file, None)))
+}
+
+/// Marks what may be in packs: the records knew it, and whoever wants it now looks for it.
+fn mark_cold(root: &Root, rebuilt: &mut Rebuilt) -> Result<()> {
+    let has_packs = !super::collect::entries(&root.path().join("packs"))?.is_empty();
+    for layer in &mut rebuilt.layers {
+        layer.cold = has_packs && layer.form == Form::Sealed;
+    }
+    let queues = rebuilt.containers.iter_mut().flat_map(|container| &mut container.queue);
+    for generation in queues.flat_map(|queue| &mut queue.generations) {
+        generation.cold = has_packs;
+    }
+    Ok(())
 }
 
 fn write_records(path: &Path, rebuilt: &Rebuilt) -> Result<()> {

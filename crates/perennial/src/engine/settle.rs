@@ -88,7 +88,8 @@ impl Engine {
         self.keep_container_copies();
         self.empty_trash();
         settled?;
-        self.finish_objects(&dropped?)
+        self.finish_objects(&dropped?)?;
+        self.pack_by_policy(id)
     }
 
     fn settle_all(&self, id: &ContainerId) -> Result<()> {
@@ -425,7 +426,8 @@ impl Engine {
         let Some(current) = doc.value.queue.as_ref().and_then(Queue::current).cloned() else {
             return Ok(Step::Nothing);
         };
-        if doc.value.phase.run().is_some() {
+        // What is in packs is not taken out of them for this.
+        if doc.value.phase.run().is_some() || current.cold {
             return Ok(Step::Nothing);
         }
         let mut sizes = Vec::new();

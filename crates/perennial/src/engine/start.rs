@@ -105,6 +105,14 @@ impl Engine {
         if let Some(present) = present {
             run.layers = present.layers.clone();
         }
+        // A generation that is not cold shows nothing that is in packs only, whatever its layers have.
+        if present.is_none_or(|present| present.cold) {
+            self.thaw(&[run.layers.clone(), run.image_layers.clone()].concat())?;
+            doc = self.container(&doc.value.id)?;
+            if let Some(origin) = run.origin.and_then(|seq| doc.value.queue.as_mut()?.get_mut(seq)) {
+                origin.cold = false;
+            }
+        }
         if run.mode == StartMode::Unpack {
             let whole: Vec<LayerId> = run.layers.iter().chain(&run.image_layers).cloned().collect();
             if !self.is_resolved(&whole)? {

@@ -1,13 +1,16 @@
 //! `df`: what takes space in a root.
 
 use super::Engine;
+use super::collect::entries;
 use crate::failure::Result;
 use perennial_core::generations::Queue;
 use perennial_core::host::SpaceFacts;
 use perennial_core::id::{ContainerName, RunId};
 use perennial_core::usage::{Usage, UsageFacts, usage};
-use perennial_store::tree;
+use perennial_store::objects::Objects;
+use perennial_store::{layer, tree};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// What takes space, and what is left.
@@ -17,13 +20,39 @@ pub struct DiskUse {
     pub usage: Usage,
     /// What runs have changed so far, as far as it can be read while they change it.
     pub runs: Vec<(ContainerName, RunId, Option<u64>)>,
+    /// How the contents of sealed layers are kept.
+    pub stored: Stored,
     /// What waits to be unlinked.
     pub trash_bytes: u64,
     /// What the file system has left.
     pub space: SpaceFacts,
 }
 
+/// Bytes on disk of what sealed layers consist of, everything once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Contents that can be mounted.
+    pub objects_bytes: u64,
+    /// Contents of older generations, compressed together.
+    pub packs_bytes: u64,
+    /// What is in layers' directories beside trees: manifests, metadata images, descriptions, copies of records.
+    pub metadata_bytes: u64,
+}
+
 impl Engine {
+    fn stored(&self) -> Result<Stored> {
+        let mut stored = Stored::default();
+        Objects::open(&self.root)?.list(&mut |_, stat| {
+            stored.objects_bytes = stored.objects_bytes.saturating_add(stat.allocated);
+            Ok(())
+        })?;
+        stored.packs_bytes = files_in(&self.root.path().join("packs"))?;
+        for id in layer::list(&self.root)? {
+            stored.metadata_bytes = stored.metadata_bytes.saturating_add(files_in(&self.root.layer_dir(&id))?);
+        }
+        Ok(stored)
+    }
+
     /// Adds up what takes space.
     ///
     /// # Errors
@@ -48,6 +77,7 @@ impl Engine {
         Ok(DiskUse {
             usage: usage(&facts),
             runs,
+            stored: self.stored()?,
             trash_bytes: bytes_in(&self.root.trash_dir()).unwrap_or(0),
             space: self.space()?,
         })
@@ -66,6 +96,19 @@ impl Engine {
             free_inodes: stat.f_favail,
         })
     }
+}
+
+/// Bytes on disk of the files directly in a directory; what goes meanwhile takes none.
+fn files_in(directory: &Path) -> Result<u64> {
+    let mut bytes = 0_u64;
+    for path in entries(directory)? {
+        if let Ok(metadata) = path.symlink_metadata()
+            && metadata.is_file()
+        {
+            bytes = bytes.saturating_add(metadata.blocks().saturating_mul(512));
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes in a tree without its root directory; nothing where it changes too fast to be walked.

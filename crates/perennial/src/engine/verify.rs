@@ -13,7 +13,7 @@ use perennial_core::layers::{Form, LayerRecord};
 use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::verify::{Checked, DamagedGeneration, Depth, Fault, Part, judge};
-use perennial_store::cold::Cold;
+use perennial_store::cold::{Cold, ColdError};
 use perennial_store::layer;
 use perennial_store::objects::{Objects, Verdict};
 use perennial_store::records::{RecordStore as _, Transaction};
@@ -196,7 +196,6 @@ impl Engine {
         found: &mut Verified,
     ) -> Result<Option<ObjectId>> {
         let objects = Objects::open(&self.root)?;
-        let mut cold = Cold::open(&self.root)?;
         let watch = Stopwatch::start();
         let verdicts = Mutex::new(Vec::new());
         let next = AtomicUsize::new(0);
@@ -224,6 +223,9 @@ impl Engine {
         work();
         let mut last = None;
         let verdicts = verdicts.into_inner().unwrap_or_default();
+        let is_missing = |problem: &Option<String>| problem.as_deref() == Some(MISSING);
+        let missing = verdicts.iter().filter(|(_, problem)| is_missing(problem)).map(|(object, _)| object.id).collect();
+        let mut packed = self.look_in_packs(missing, depth)?;
         found.is_complete = verdicts.len() == wanted.len();
         for (object, problem) in verdicts {
             last = last.max(Some(object.id));
@@ -231,10 +233,13 @@ impl Engine {
             if depth == Depth::Full {
                 found.bytes = found.bytes.saturating_add(object.size);
             }
-            let Some(problem) = problem else { continue };
+            let Some(mut problem) = problem else { continue };
             // What lies in a pack instead is whole if it comes out of it whole.
-            if problem == MISSING && is_cold(&mut cold, &object.id, depth) {
-                continue;
+            if problem == MISSING {
+                match packed.remove(&object.id).flatten() {
+                    None => continue,
+                    Some(what) => problem = what,
+                }
             }
             for layer in &object.layers {
                 let fault = Fault { layer: layer.clone(), part: Part::Object(object.id), problem: problem.clone() };
@@ -244,14 +249,62 @@ impl Engine {
         Ok(last)
     }
 
+    /// Looks for objects in packs, in the order in which they lie there; says what is wrong with each.
+    fn look_in_packs(&self, mut missing: Vec<ObjectId>, depth: Depth) -> Result<BTreeMap<ObjectId, Option<String>>> {
+        if missing.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut cold = Cold::open(&self.root)?;
+        cold.sort(&mut missing);
+        Ok(missing.into_iter().map(|id| (id, look_in(&mut cold, &id, depth))).collect())
+    }
+
+    /// Returns which of the damaged objects each stack shows that has one of them.
+    fn shown_of_damaged(
+        &self,
+        images: &BTreeMap<Digest, Vec<LayerId>>,
+        faults: &BTreeMap<LayerId, Vec<Fault>>,
+    ) -> Result<BTreeMap<Vec<LayerId>, BTreeSet<ObjectId>>> {
+        let objects: BTreeSet<ObjectId> = faults
+            .values()
+            .flatten()
+            .filter_map(|fault| match fault.part {
+                Part::Object(object) => Some(object),
+                Part::Description | Part::Tree | Part::Manifest | Part::Image => None,
+            })
+            .collect();
+        let mut shown = BTreeMap::new();
+        if objects.is_empty() {
+            return Ok(shown);
+        }
+        for doc in self.containers()? {
+            for generation in doc.value.queue.iter().flat_map(|queue| &queue.generations) {
+                let image = images.get(&generation.image).cloned().unwrap_or_default();
+                let stack = [generation.layers.clone(), image].concat();
+                let is_hit = stack.iter().any(|layer| faults.contains_key(layer));
+                // Where a manifest is damaged too, whatever its layer names counts.
+                if is_hit
+                    && !shown.contains_key(&stack)
+                    && let Ok(mut of_stack) = self.shown_by(&stack)
+                {
+                    of_stack.retain(|object| objects.contains(object));
+                    shown.insert(stack, of_stack);
+                }
+            }
+        }
+        Ok(shown)
+    }
+
     /// Marks generations of all containers, since layers are shared.
     fn mark_damage(&self, depth: Depth, images: &BTreeMap<Digest, Vec<LayerId>>, found: &mut Verified) -> Result<()> {
         let mut damaged = Vec::new();
+        let shown = self.shown_of_damaged(images, &found.faults)?;
         for doc in self.containers()? {
             let _lock = self.lock_container_politely(&doc.value.id)?;
             let Ok(mut doc) = self.container(&doc.value.id) else { continue };
             let before = doc.value.clone();
-            let checked = Checked { depth, layers: &found.layers, faults: &found.faults, images, at: self.now() };
+            let checked =
+                Checked { depth, layers: &found.layers, faults: &found.faults, images, shown: &shown, at: self.now() };
             let of_this = judge(&mut doc.value, &checked);
             if doc.value != before {
                 self.save(&mut doc, None)?;
@@ -287,10 +340,19 @@ fn look(objects: &Objects, object: &Wanted, depth: Depth) -> Option<String> {
     }
 }
 
-fn is_cold(cold: &mut Cold, id: &ObjectId, depth: Depth) -> bool {
+/// Says what is wrong with an object as packs have it.
+fn look_in(cold: &mut Cold, id: &ObjectId, depth: Depth) -> Option<String> {
     match depth {
-        Depth::Existence => cold.contains(id).unwrap_or(false),
-        Depth::Full => cold.check(id).is_ok(),
+        Depth::Existence => match cold.contains(id) {
+            Ok(true) => None,
+            Ok(false) => Some(MISSING.to_owned()),
+            Err(error) => Some(chain(&error)),
+        },
+        Depth::Full => match cold.check(id) {
+            Ok(()) => None,
+            Err(ColdError::Unknown { .. }) => Some(MISSING.to_owned()),
+            Err(error) => Some(chain(&error)),
+        },
     }
 }
 

@@ -97,7 +97,11 @@ impl Engine {
             locks.extend(self.share_layers(&image.layers)?);
             // A fold may have ended while we waited for it, or the generation may have been evicted.
             let doc = self.container_named(name)?;
-            if self.chosen(&doc.value, Some(&Selector::Seq(seq)))?.layers == before.layers {
+            let present = self.chosen(&doc.value, Some(&Selector::Seq(seq)))?;
+            if present.layers == before.layers {
+                if present.cold {
+                    self.thaw(&[before.layers.clone(), image.layers.clone()].concat())?;
+                }
                 return Ok(Held { layers: before.layers, image, _locks: locks });
             }
         }
@@ -113,6 +117,8 @@ impl Engine {
         let image = self.image(&image.digest)?.value;
         let mut locks: Vec<Lock> = lock.into_iter().collect();
         locks.extend(self.share_layers(&image.layers)?);
+        // No generation says whether an image is cold.
+        self.thaw(&image.layers)?;
         Ok(Held { layers: Vec::new(), image, _locks: locks })
     }
 

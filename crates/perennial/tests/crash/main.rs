@@ -13,6 +13,7 @@
 
 mod at_once;
 mod commands;
+mod pack;
 mod seal;
 mod space;
 mod supervisor;
