@@ -189,7 +189,14 @@ impl LayerFiles {
     /// [`SealError::Io`].
     pub fn glance(&self, manifest: ObjectId, manifest_bytes: u64) -> Result<Option<String>, SealError> {
         for name in [MANIFEST, IMAGE] {
-            let Some(file) = self.read(name)? else { return Ok(Some(format!("{name} is missing"))) };
+            let file = match self.read(name) {
+                Ok(Some(file)) => file,
+                Ok(None) => return Ok(Some(format!("{name} is missing"))),
+                Err(SealError::Io { source, .. }) if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                    return Ok(Some(format!("{name} is no file")));
+                }
+                Err(error) => return Err(error),
+            };
             let metadata = file.0.metadata().map_err(|error| self.io("look at", name, error))?;
             if !metadata.is_file() {
                 return Ok(Some(format!("{name} is no file")));
