@@ -5,6 +5,7 @@
 //! meanwhile.
 
 use super::Engine;
+use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::collect::ObjectCount;
 use perennial_core::id::LayerId;
@@ -13,11 +14,16 @@ use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_store::layer;
 use perennial_store::objects::Objects;
-use perennial_store::root::{LockMode, Wait};
+use perennial_store::root::{Lock, LockMode, Wait};
 use perennial_store::sealed::{DiskFile, LayerFiles, MANIFEST};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long what was freed waits for seals of other layers to end, before it is left to `gc`: 5 s.
+const LOCK_TRIES_MAX: u32 = 250;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// Returns the names of the objects in a layer's manifest; nothing where it has none.
@@ -120,6 +126,40 @@ impl Engine {
         remove(&objects, &unnamed)
     }
 
+    fn unfreed_note(&self) -> PathBuf {
+        self.root.path().join("locks/unfreed")
+    }
+
+    /// Frees what an earlier attempt had to leave.
+    ///
+    /// # Errors
+    /// As [`Engine::free_objects`].
+    pub fn free_left_over(&self) -> Result<()> {
+        if self.unfreed_note().symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let Some(_lock) = self.lock_objects_soon()? else { return Ok(()) };
+        std::fs::remove_file(self.unfreed_note()).ok();
+        let objects = Objects::open(&self.root)?;
+        remove(&objects, &self.unnamed_objects(&objects)?)?;
+        Ok(())
+    }
+
+    /// Takes the lock of objects exclusively, after a seal that holds it has ended; nothing where that takes long, or a
+    /// command wants to go on.
+    fn lock_objects_soon(&self) -> Result<Option<Lock>> {
+        for _ in 0..LOCK_TRIES_MAX {
+            if let Some(lock) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? {
+                return Ok(Some(lock));
+            }
+            if self.root.must_yield() {
+                break;
+            }
+            clock::wait(LOCK_PAUSE);
+        }
+        Ok(None)
+    }
+
     /// Removes those among the objects of layers that went, and only those, that no other manifest names. What cannot
     /// be removed now, `gc` finds.
     ///
@@ -129,7 +169,9 @@ impl Engine {
         if candidates.is_empty() {
             return Ok(ObjectCount::default());
         }
-        let Some(_lock) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? else {
+        let Some(_lock) = self.lock_objects_soon()? else {
+            // The next one who settles frees them; a note that cannot be written leaves them to `gc`.
+            std::fs::File::create(self.unfreed_note()).ok();
             return Ok(ObjectCount::default());
         };
         let objects = Objects::open(&self.root)?;

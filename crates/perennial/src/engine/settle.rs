@@ -86,8 +86,10 @@ impl Engine {
         // Whatever stood in the way of a step, what is in the trash is only space.
         let dropped = self.drop_sealed_trees();
         self.keep_container_copies();
+        let freed = self.free_left_over();
         self.empty_trash();
         settled?;
+        freed?;
         self.finish_objects(&dropped?)?;
         self.pack_by_policy(id)
     }
