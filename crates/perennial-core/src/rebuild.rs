@@ -69,8 +69,6 @@ pub struct RebuildFacts {
     pub layers: Vec<(LayerFile, LayerRecord)>,
     /// Copies of records.
     pub copies: Vec<RecordCopy>,
-    /// Runs whose directories are there.
-    pub runs: BTreeSet<RunId>,
 }
 
 /// Records made again.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::seals::{SealLab, unflag, without_flags};
+use common::seals::{SealLab, without_flags};
 use common::sessions::borrowed;
 use common::{LoopFs, Lower, View, assert_same, listing, open, traps};
 use perennial_core::layers::Form;
@@ -18,27 +18,11 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-/// An image of two layers and two runs with every kind of entry.
-fn trapped(fs: &LoopFs) -> SealLab {
-    let mut lab = SealLab::new(&fs.path());
-    lab.layer(traps::build);
-    lab.session(traps::rebuild);
-    lab.session(|root| {
-        traps::first(root);
-        unflag(root);
-    });
-    lab.session(|root| {
-        traps::second(root);
-        unflag(root);
-    });
-    lab
-}
-
 #[test]
 fn a_sealed_stack_shows_what_its_trees_showed() {
     for kind in ["ext4", "xfs", "btrfs"] {
         let fs = LoopFs::new(kind, 512);
-        let mut lab = trapped(&fs);
+        let mut lab = SealLab::trapped(&fs.path());
         let expected = lab.list_all();
         for position in (0..lab.stack.len()).rev() {
             let sealed = lab.seal(position);
@@ -53,7 +37,7 @@ fn a_sealed_stack_shows_what_its_trees_showed() {
 #[test]
 fn a_sealed_stack_is_materialised_as_its_trees_were() {
     let fs = LoopFs::new("ext4", 512);
-    let mut lab = trapped(&fs);
+    let mut lab = SealLab::trapped(&fs.path());
     lab.session(|root| {
         fs::rename(root.join("names"), root.join("names-moved")).unwrap();
         traps::chmod(&root.join("sparse"), 0o600);
@@ -120,7 +104,7 @@ fn an_object_that_is_missing_is_an_error_that_names_the_file() {
 #[test]
 fn sealing_goes_on_where_it_gave_way() {
     let fs = LoopFs::new("ext4", 512);
-    let mut lab = trapped(&fs);
+    let mut lab = SealLab::trapped(&fs.path());
     let expected = lab.list_all();
     for position in (0..lab.stack.len()).rev() {
         let dir = lab.root.layer_dir(&lab.stack[position].0);

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::seals::{SealLab, unflag};
-use common::{Listing, LoopFs, assert_same, listing, open, sessions, traps};
+use common::seals::SealLab;
+use common::{Listing, LoopFs, assert_same, listing, open, sessions};
 use perennial_core::id::LayerId;
 use perennial_core::layers::Form;
 use perennial_core::sealed::entry::{Content, DirectorySource as _, Item, Node};
@@ -21,17 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Two layers of an image and three runs with every kind of entry, all sealed, without trees.
 fn sealed(fs: &LoopFs) -> SealLab {
-    let mut lab = SealLab::new(&fs.path());
-    lab.layer(traps::build);
-    lab.session(traps::rebuild);
-    lab.session(|root| {
-        traps::first(root);
-        unflag(root);
-    });
-    lab.session(|root| {
-        traps::second(root);
-        unflag(root);
-    });
+    let mut lab = SealLab::trapped(&fs.path());
     for position in (0..lab.stack.len()).rev() {
         lab.seal(position);
     }

@@ -1,9 +1,9 @@
 //! The program `trap-actor`, built, and images with it inside.
 
-use crate::host::run;
+use crate::host::{run, write};
 use crate::image::{self, Compression, ImageText};
-use crate::traps::{self, Performed};
-use anyhow::{Context as _, Result, anyhow};
+use crate::traps::{self, Outcome, Performed};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +41,20 @@ pub fn trap_rootfs(dir: &Path) -> Result<Vec<Performed>> {
     image::busybox_rootfs(dir)?;
     image::add_program(dir, &trap_actor()?, ACTOR)?;
     traps::build_lower(dir)
+}
+
+/// Fills a root file system that shows the program from outside at `at`: its libraries, the places to mount on, and
+/// stage 0 of every trap case, all of which has to be possible here. Returns the program.
+pub fn fill_trapped_rootfs(rootfs: &Path, at: &str) -> Result<PathBuf> {
+    let actor = trap_actor()?;
+    image::add_program(rootfs, &actor, at)?;
+    write(rootfs.join(at.trim_start_matches('/')), "")?;
+    for name in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+        write(rootfs.join(name), "")?;
+    }
+    let performed = traps::build_lower(rootfs)?;
+    ensure!(performed.iter().all(|one| one.outcome == Outcome::Done), "{performed:?}");
+    Ok(actor)
 }
 
 /// Writes an OCI layout of the cached minimal Debian with the program on top into the directory `dir`.

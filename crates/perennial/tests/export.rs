@@ -7,9 +7,8 @@ mod stage;
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::actor::{self, ACTOR};
 use perennial_testkit::host::{run, wait_until};
-use perennial_testkit::image;
 use perennial_testkit::loopfs::{FsKind, LoopFs};
-use perennial_testkit::traps::{self, Outcome};
+use perennial_testkit::traps;
 use perennial_testkit::tree::{Difference, Field, TreeListing, ensure_equal_but};
 use serde_json::Value;
 use stage::{IDLE, SOON, Stage, write};
@@ -35,14 +34,7 @@ impl Trapped {
         let disk = LoopFs::new(FsKind::Ext4, DISK_BYTES)?;
         let stage = Stage::empty_in(&disk.path())?;
         let rootfs = stage.rootfs("rootfs")?;
-        let actor = actor::trap_actor()?;
-        image::add_program(&rootfs, &actor, ACTOR)?;
-        write(rootfs.join(ACTOR.trim_start_matches('/')), "")?;
-        for name in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
-            write(rootfs.join(name), "")?;
-        }
-        let performed = traps::build_lower(&rootfs)?;
-        ensure!(performed.iter().all(|one| one.outcome == Outcome::Done), "{performed:?}");
+        let actor = actor::fill_trapped_rootfs(&rootfs, ACTOR)?;
         stage.import(&rootfs, "box")?;
         fs::remove_dir_all(&rootfs)?;
         let actor = actor.display().to_string();

@@ -11,12 +11,11 @@ mod stage;
 
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::actor::{self, ACTOR};
-use perennial_testkit::image;
 use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::traps::{self, CASES, Outcome, Performed, STAGES};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
 use serde_json::Value;
-use stage::{MODES, Stage, texts, write};
+use stage::{MODES, Stage, texts};
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Deref;
@@ -55,15 +54,7 @@ impl Traps {
         let disk = LoopFs::new(kind, DISK_BYTES)?;
         let stage = Stage::empty_in(&disk.path())?;
         let rootfs = stage.rootfs("rootfs")?;
-        let actor = actor::trap_actor()?;
-        // The program itself is shown from outside; the image has its libraries and the places to mount on.
-        image::add_program(&rootfs, &actor, ACTOR)?;
-        write(rootfs.join(ACTOR.trim_start_matches('/')), "")?;
-        for name in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
-            write(rootfs.join(name), "")?;
-        }
-        let performed = traps::build_lower(&rootfs)?;
-        ensure!(performed.iter().all(|one| one.outcome == Outcome::Done), "{performed:?}");
+        let actor = actor::fill_trapped_rootfs(&rootfs, ACTOR)?;
         stage.import(&rootfs, "box")?;
         let source = TreeListing::of(&rootfs)?;
         fs::remove_dir_all(&rootfs)?;

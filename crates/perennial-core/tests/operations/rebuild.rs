@@ -109,7 +109,7 @@ fn image_copy(names: &[&str], second: u64) -> RecordCopy {
 }
 
 fn facts(layers: Vec<(LayerFile, LayerRecord)>, copies: Vec<RecordCopy>) -> RebuildFacts {
-    let mut facts = RebuildFacts { layers, copies, ..RebuildFacts::default() };
+    let mut facts = RebuildFacts { layers, copies };
     facts.layers.push(file(IMAGE, LayerOrigin::Image { diff_id: digest(2) }));
     facts.copies.push(image_copy(&["box"], 1));
     facts

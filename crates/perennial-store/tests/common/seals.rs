@@ -23,6 +23,22 @@ pub struct SealLab {
 }
 
 impl SealLab {
+    /// An image of two layers and two runs with every kind of entry.
+    pub fn trapped(dir: &Path) -> Self {
+        let mut lab = Self::new(dir);
+        lab.layer(traps::build);
+        lab.session(traps::rebuild);
+        lab.session(|root| {
+            traps::first(root);
+            unflag(root);
+        });
+        lab.session(|root| {
+            traps::second(root);
+            unflag(root);
+        });
+        lab
+    }
+
     pub fn new(dir: &Path) -> Self {
         let now = "2026-11-22T17:00:00Z".parse().unwrap();
         let root = Root::open_or_create(&dir.join("root"), now, Secret::from_random([0x5e; 16])).unwrap();

@@ -4,21 +4,20 @@
 //! all. What then names them no more is freed as any layer is.
 
 use super::records::Doc;
-use super::settle::{Step, on_different_grounds};
+use super::settle::Step;
 use super::trees::borrow_all;
 use super::{Engine, random};
 use crate::failure::{Failure, Result};
 use perennial_core::container::Container;
-use perennial_core::generations::{Generation, Queue};
+use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, LayerId};
-use perennial_core::layers::compact::{Compact, Demand, SealedFacts, plan_compact, replace};
+use perennial_core::layers::compact::{Compact, Demand, plan_compact, replace};
 use perennial_core::layers::{DEPTH_MAX, Form, LayerKind, LayerRecord, ManifestRef};
 use perennial_core::sealed::manifest::Summary;
 use perennial_store::objects::Objects;
-use perennial_store::records::{RecordStore as _, Transaction, keys};
+use perennial_store::records::{Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::sealed::{self, CompactOutcome, CompactRequest};
-use std::collections::BTreeMap;
 
 impl Engine {
     /// Merges sealed layers of a container where that is due. The caller holds the container's lock.
@@ -80,43 +79,10 @@ impl Engine {
 
     fn next_compaction(&self, container: &Container, demand: Demand) -> Result<Option<Compact>> {
         let own = container.queue.as_ref().map(Queue::layers).unwrap_or_default();
-        let containers = self.containers()?;
-        let touching: Vec<&Generation> = containers
-            .iter()
-            .flat_map(|doc| doc.value.queue.iter().flat_map(|queue| &queue.generations))
-            .filter(|generation| generation.layers.iter().any(|layer| own.contains(layer)))
-            .collect();
-        // Old layers stay while a run or a view has them mounted: merging them would keep what they hide twice.
-        let (in_use, mut torn) = (self.layers_in_use()?, on_different_grounds(&touching));
-        torn.extend(self.above_unresolved(&touching)?);
-        let mut sealed = BTreeMap::new();
-        for id in own.iter().filter(|id| !in_use.contains(*id) && !torn.contains(*id)) {
-            let Some(record) = self.layer(id)?.map(|doc| doc.value) else { continue };
-            if record.form == Form::Sealed && record.kind == LayerKind::Delta {
-                sealed.insert(id.clone(), SealedFacts { entries: record.entries, hides: 0 });
-            }
-        }
+        let touching = self.generations_with(&own)?;
         let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
+        let sealed = self.mergeable(&own, &touching)?;
         Ok(plan_compact(&stacks, &sealed, demand, DEPTH_MAX))
-    }
-
-    /// How urgent space is for a container.
-    ///
-    /// # Errors
-    /// Where its layers cannot be read.
-    pub fn demand_of(&self, container: &Container) -> Result<Demand> {
-        Ok(match container.policy.keep_bytes {
-            Some(bound) if self.bytes_of(container)? > bound => Demand::Bytes,
-            Some(_) | None => Demand::Usual,
-        })
-    }
-
-    /// The layers below adjacent layers, newest first, as every generation that has them has them.
-    fn below_all(&self, of: &[LayerId]) -> Result<Option<Vec<LayerId>>> {
-        match of.last() {
-            Some(bottom) => self.below(bottom),
-            None => Ok(None),
-        }
     }
 
     /// The record of a layer that is made of others, with what its contents take on disk.
@@ -138,28 +104,7 @@ impl Engine {
     /// Containers that others are at are not changed behind their backs. The caller holds `own`'s lock.
     fn commit_compaction(&self, own: &ContainerId, plan: &Compact, record: &LayerRecord) -> Result<bool> {
         let _graph = self.root.lock_graph()?;
-        let mut transaction = Transaction::new().put(keys::layer(&record.id), record.encode());
-        let mut locks = Vec::new();
-        for doc in self.containers()? {
-            let has_all = |queue: &Queue| {
-                queue.generations.iter().any(|generation| replace(&generation.layers, &plan.of, &record.id).is_some())
-            };
-            if !doc.value.queue.as_ref().is_some_and(has_all) {
-                continue;
-            }
-            if doc.value.id != *own {
-                let Some(lock) = self.root.lock_container(&doc.value.id, Wait::Never)? else { return Ok(false) };
-                locks.push(lock);
-            }
-            let mut doc = self.container(&doc.value.id)?;
-            for generation in doc.value.queue.iter_mut().flat_map(|queue| &mut queue.generations) {
-                if let Some(layers) = replace(&generation.layers, &plan.of, &record.id) {
-                    generation.layers = layers;
-                }
-            }
-            transaction = self.put_container(transaction, &mut doc, None);
-        }
-        self.records.commit(&transaction)?;
-        Ok(true)
+        let transaction = Transaction::new().put(keys::layer(&record.id), record.encode());
+        self.commit_stacks(own, transaction, &|stack| replace(stack, &plan.of, &record.id))
     }
 }

@@ -1,25 +1,29 @@
-//! Eviction by hand, and what it frees, to the byte, before it is done.
+//! Eviction by hand and for a bound on bytes, and what it frees, to the byte, before it is done.
 //!
 //! A generation's own layer goes with it unless newer ones lie on it. Then it becomes one with the layer above, and what
 //! that hides of it goes. Both are known from the manifests alone.
 
 use super::Engine;
-use super::records::Note;
-use super::settle::{Step, on_different_grounds};
+use super::records::{Doc, Note};
+use super::settle::Step;
 use super::trees::borrow_all;
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
+use perennial_core::container::{ConditionKind, Container};
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, Seq};
-use perennial_core::layers::compact::{Demand, SealedFacts, plan_compact};
-use perennial_core::layers::{DEPTH_MAX, Form, LayerKind};
+use perennial_core::layers::compact::{Demand, plan_compact};
+use perennial_core::layers::{DEPTH_MAX, Form};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
-use perennial_store::sealed;
+use perennial_store::sealed::{self, IMAGE, MANIFEST};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+/// Unit of `st_blocks`, in bytes.
+const BLOCK_BYTES: u64 = 512;
 /// How often an eviction that gave way to somebody tries again to put layers together, and how long it waits.
 const TRIES_MAX: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -50,20 +54,17 @@ impl Engine {
         let container = self.seen(name)?.value;
         let generation = evictable(name, container.queue.as_ref(), seq)?.clone();
         let docs = self.containers()?;
-        let left: Vec<&Generation> = docs
-            .iter()
-            .flat_map(|doc| doc.value.queue.iter().map(move |queue| (&doc.value.id, queue)))
-            .flat_map(|(id, queue)| queue.generations.iter().map(move |other| (id, other)))
-            .filter(|(id, other)| **id != container.id || other.seq != seq)
-            .map(|(_, other)| other)
-            .collect();
-        let in_use = self.layers_in_use()?;
+        let mut left: Vec<Generation> = Vec::new();
+        for doc in docs {
+            let generations = doc.value.queue.into_iter().flat_map(|queue| queue.generations);
+            left.extend(generations.filter(|other| doc.value.id != container.id || other.seq != seq));
+        }
         let mut named: BTreeSet<LayerId> = left.iter().flat_map(|other| other.layers.iter().cloned()).collect();
         named.extend(self.images()?.into_iter().flat_map(|image| image.value.layers));
-        named.extend(in_use.iter().cloned());
+        named.extend(self.layers_in_use()?);
         let mut frees = Frees {
             layers: generation.layers.iter().filter(|id| !named.contains(*id)).cloned().collect(),
-            merged: self.would_merge(&generation, &left, &in_use)?,
+            merged: self.would_merge(&generation, &left)?,
             ..Frees::default()
         };
         self.add_up(&mut frees)?;
@@ -71,26 +72,10 @@ impl Engine {
     }
 
     /// Layers that would become one because a generation does not end on its own layer any more.
-    fn would_merge(
-        &self,
-        generation: &Generation,
-        left: &[&Generation],
-        in_use: &BTreeSet<LayerId>,
-    ) -> Result<Vec<LayerId>> {
+    fn would_merge(&self, generation: &Generation, left: &[Generation]) -> Result<Vec<LayerId>> {
         let Some(own) = generation.layers.first() else { return Ok(Vec::new()) };
-        let mut torn = on_different_grounds(left);
-        torn.extend(self.above_unresolved(left)?);
         let stacks: Vec<&[LayerId]> = left.iter().map(|other| other.layers.as_slice()).collect();
-        let mut sealed = BTreeMap::new();
-        for id in stacks.iter().flat_map(|stack| stack.iter()).filter(|id| !in_use.contains(*id) && !torn.contains(*id))
-        {
-            if let Some(record) = self.layer(id)?.map(|doc| doc.value)
-                && record.form == Form::Sealed
-                && record.kind == LayerKind::Delta
-            {
-                sealed.insert(id.clone(), SealedFacts { entries: record.entries, hides: 0 });
-            }
-        }
+        let mut sealed = self.mergeable(&stacks.iter().flat_map(|stack| stack.iter()).cloned().collect(), left)?;
         while let Some(plan) = plan_compact(&stacks, &sealed, Demand::Bytes, DEPTH_MAX) {
             if plan.of.contains(own) {
                 return Ok(plan.of);
@@ -130,6 +115,76 @@ impl Engine {
         let freed = sealed::freed(&self.root, &objects, (&gone, &kept), &merged)?;
         (frees.objects, frees.bytes) = (freed.objects, freed.bytes);
         Ok(())
+    }
+
+    /// How urgent space is for a container.
+    ///
+    /// # Errors
+    /// Where its layers cannot be read.
+    pub fn demand_of(&self, container: &Container) -> Result<Demand> {
+        Ok(match container.policy.keep_bytes {
+            Some(bound) if self.bytes_of(container)? > bound => Demand::Bytes,
+            Some(_) | None => Demand::Usual,
+        })
+    }
+
+    /// Evicts one generation where the container is over its byte bound; folding then frees what only it needed.
+    pub(super) fn evict_by_bytes(&self, mut doc: Doc<Container>, bytes_before: &mut u64) -> Result<bool> {
+        let Some(bound) = doc.value.policy.keep_bytes else { return Ok(false) };
+        let used = self.bytes_of(&doc.value)?;
+        if used <= bound {
+            return Ok(false);
+        }
+        let now = self.now();
+        let Some(queue) = &mut doc.value.queue else { return Ok(false) };
+        let frees_something = used < *bytes_before;
+        let Some(seq) = queue.head_for_eviction().filter(|_| frees_something) else {
+            if !doc.value.has(ConditionKind::RetentionBlocked) {
+                doc.value.note_retention(true, now);
+                self.save(&mut doc, None)?;
+            }
+            return Ok(false);
+        };
+        *bytes_before = used;
+        queue.remove(seq);
+        let detail = format!("evicted {seq}: {used} bytes are more than keep-bytes {bound}");
+        self.save(&mut doc, Some(Note { from: Some(seq), ..Note::new("evict", detail) }))?;
+        Ok(true)
+    }
+
+    /// Bytes on disk of the distinct layers of a container's generations: contents of sealed ones once, with what their
+    /// manifests and images take.
+    pub fn bytes_of(&self, container: &Container) -> Result<u64> {
+        let mut bytes = 0_u64;
+        let mut contents = BTreeSet::new();
+        for id in container.queue.as_ref().map(Queue::layers).unwrap_or_default() {
+            let Some(record) = self.layer(&id)?.map(|doc| doc.value) else { continue };
+            match record.form {
+                Form::Dir => bytes = bytes.saturating_add(record.bytes),
+                Form::Sealed => {
+                    let directory = self.root.layer_dir(&id);
+                    for name in [MANIFEST, IMAGE] {
+                        let metadata = directory.join(name).symlink_metadata();
+                        let blocks = metadata.map_or(0, |metadata| metadata.blocks());
+                        bytes = bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
+                    }
+                    let read = self.objects_of(&directory, &mut |object| {
+                        contents.insert(object);
+                    });
+                    if read.is_err() {
+                        // It is damaged: what was recorded is the best there is.
+                        bytes = bytes.saturating_add(record.bytes);
+                    }
+                }
+            }
+        }
+        if !contents.is_empty() {
+            let objects = Objects::open(&self.root)?;
+            for object in contents {
+                bytes = bytes.saturating_add(objects.stat(&object)?.map_or(0, |stat| stat.allocated));
+            }
+        }
+        Ok(bytes)
     }
 
     /// Evicts a generation, and frees what only it showed.

@@ -5,13 +5,14 @@
 //! - [`rebase`]: the same state on another image.
 //! - [`start`]: from a request to a running process; runs in the supervisor.
 //! - [`exit`]: from the end of the last process to a committed generation.
-//! - [`evict`]: eviction by hand, and what it frees.
+//! - [`evict`]: eviction by hand and by bytes, and what it frees.
 //! - [`recover`]: puts right what a process that died has left.
 //! - [`supervise`]: one run from the request to the settled exit.
 //! - [`compact`]: several sealed layers made one.
 //! - [`seal`]: layers as objects and metadata; [`objects`]: which contents nothing needs.
 //! - [`pack`]: what only older generations show, into packs; [`thaw`]: and back.
-//! - [`settle`]: work after an exit that nobody waits for: fold, merge, free.
+//! - [`settle`]: work after an exit that nobody waits for: merge, free; [`fold`]: directories put together by renames;
+//!   [`stacks`]: what lies on what in all generations.
 //! - [`history`]: roll back, pin, mark.
 //! - [`trees`]: layers on disk in either form, the one door to them.
 //! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
@@ -33,6 +34,7 @@ pub mod drill;
 pub mod evict;
 pub mod exit;
 pub mod export;
+pub mod fold;
 pub mod history;
 pub mod images;
 pub mod net;
@@ -45,6 +47,7 @@ pub mod recover;
 pub mod resolve;
 pub mod seal;
 pub mod settle;
+pub mod stacks;
 pub mod start;
 pub mod supervise;
 pub mod thaw;

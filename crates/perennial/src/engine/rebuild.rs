@@ -5,7 +5,7 @@ use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Queue;
-use perennial_core::id::{LayerId, RunId};
+use perennial_core::id::LayerId;
 use perennial_core::layers::{Form, LayerFile, LayerRecord, ManifestRef};
 use perennial_core::rebuild::{RebuildFacts, Rebuilt, RecordCopy, plan, record_of};
 use perennial_core::sealed::object::ObjectId;
@@ -14,6 +14,7 @@ use perennial_store::layer;
 use perennial_store::records::sqlite::SqliteRecords;
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{Root, Secret};
+use perennial_store::sealed::{IMAGE, MANIFEST};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -133,8 +134,6 @@ fn gather(root: &Root) -> Result<RebuildFacts> {
             facts.copies.extend(format::decode::<RecordCopy>(Format::RecordCopy, &bytes));
         }
     }
-    let runs = std::fs::read_dir(root.path().join("runs"))?.flatten();
-    facts.runs = runs.filter_map(|entry| entry.file_name().to_str()?.parse::<RunId>().ok()).collect();
     Ok(facts)
 }
 
@@ -142,8 +141,8 @@ fn gather(root: &Root) -> Result<RebuildFacts> {
 /// there it counts, whatever is left of the tree.
 fn on_disk(root: &Root, file: &LayerFile) -> Result<Option<LayerRecord>> {
     let directory = root.layer_dir(&file.id);
-    if directory.join("manifest").is_file() && directory.join("meta.erofs").is_file() {
-        let manifest = std::fs::read(directory.join("manifest"))?;
+    if directory.join(MANIFEST).is_file() && directory.join(IMAGE).is_file() {
+        let manifest = std::fs::read(directory.join(MANIFEST))?;
         let bytes = u64::try_from(manifest.len())?;
         return Ok(Some(record_of(file, Some(ManifestRef { id: ObjectId::of(&manifest), bytes }))));
     }

@@ -6,7 +6,7 @@
 //! Who changes a container's record holds its lock; a fold, which takes a layer out of the generations of several
 //! containers, takes the locks of all of them without waiting, or leaves its commit for later.
 
-use super::records::{Doc, Note};
+use super::records::Doc;
 use super::seal::Sealing;
 use super::trees::{LayerState, borrow_all};
 use super::{Engine, random};
@@ -15,24 +15,18 @@ use crate::failure::Result;
 use perennial_core::container::Container;
 use perennial_core::generations::{Generation, Queue, SealPolicy};
 use perennial_core::id::{ContainerId, LayerId};
-use perennial_core::layers::{DEPTH_MAX, Fold, Form, LayerKind, LayerRecord, plan_fold, plan_merge, unused};
+use perennial_core::layers::{DEPTH_MAX, Form, LayerKind, LayerRecord, plan_merge, unused};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
-use perennial_store::objects::Objects;
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
-use perennial_store::sealed::{IMAGE, MANIFEST};
-use perennial_store::tree::{self, Data, FoldOutcome, FoldReport, Measure, TreeError};
-use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet};
+use perennial_store::tree::{self, Data, Measure, TreeError};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-/// Unit of `st_blocks`, in bytes.
-const BLOCK_BYTES: u64 = 512;
 /// How often background work that gave way tries again, and how long it waits before it does.
 const YIELDS_MAX: u32 = 200;
-const YIELD_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const YIELD_PAUSE: Duration = Duration::from_millis(50);
 
 /// Protects what is protected in any of the layers that a new one was made from.
 pub fn protect_like(layers: &[BorrowedFd<'_>], made: BorrowedFd<'_>) -> std::result::Result<(), TreeError> {
@@ -55,24 +49,8 @@ pub enum Step {
     GaveWay,
 }
 
-/// Layers that lie on different layers in different generations, as after a rebase. Whether a whiteout above them hides
-/// something has then no single answer, so they are left as they are.
-pub fn on_different_grounds(generations: &[&Generation]) -> BTreeSet<LayerId> {
-    let mut grounds = BTreeMap::new();
-    let mut different = BTreeSet::new();
-    for generation in generations {
-        for (position, layer) in generation.layers.iter().enumerate() {
-            let ground = (generation.layers.get(position.saturating_add(1)..), &generation.image);
-            if *grounds.entry(layer).or_insert(ground) != ground {
-                different.insert(layer.clone());
-            }
-        }
-    }
-    different
-}
-
 impl Engine {
-    fn must_yield(&self) -> bool {
+    pub(super) fn must_yield(&self) -> bool {
         self.root.must_yield()
     }
 
@@ -232,196 +210,6 @@ impl Engine {
         Ok(in_use)
     }
 
-    /// The next fold among the layers of this container.
-    fn next_fold(&self, container: &Container) -> Result<Option<Fold>> {
-        let own = container.queue.as_ref().map(Queue::layers).unwrap_or_default();
-        if own.len() < 2 {
-            return Ok(None);
-        }
-        let containers = self.containers()?;
-        let touching: Vec<&Generation> = containers
-            .iter()
-            .flat_map(|doc| doc.value.queue.iter().flat_map(|queue| &queue.generations))
-            .filter(|generation| generation.layers.iter().any(|layer| own.contains(layer)))
-            .collect();
-        let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
-        let images = self.images()?.into_iter().flat_map(|image| image.value.layers).collect();
-        let mut in_use = self.layers_in_use()?;
-        in_use.extend(on_different_grounds(&touching));
-        in_use.extend(self.above_unresolved(&touching)?);
-        // Renames can only put together directories that stand for themselves.
-        for layer in self.states(&own.iter().cloned().collect::<Vec<_>>())? {
-            if layer.form != Form::Dir || layer.unresolved {
-                in_use.insert(layer.id);
-            }
-        }
-        Ok(plan_fold(&stacks, &in_use, &images))
-    }
-
-    /// Layers above one that means something only over those below it: what lies under them cannot be told from the
-    /// layers one by one, so they are left as they are until it is resolved.
-    ///
-    /// # Errors
-    /// Where a record cannot be read.
-    pub fn above_unresolved(&self, generations: &[&Generation]) -> Result<BTreeSet<LayerId>> {
-        let mut above = BTreeSet::new();
-        for generation in generations {
-            let states = self.states(&generation.layers)?;
-            let Some(deepest) = states.iter().rposition(|layer| layer.unresolved) else { continue };
-            above.extend(states.into_iter().take(deepest).map(|layer| layer.id));
-        }
-        Ok(above)
-    }
-
-    /// Folds the newer of two layers into the older and takes it out of every generation.
-    fn fold(&self, container: &Container, fold: &Fold) -> Result<Step> {
-        let lock = |id, mode| self.root.lock_layer(id, mode, Wait::Never);
-        let exclusive = (lock(&fold.top, LockMode::Exclusive)?, lock(&fold.bottom, LockMode::Exclusive)?);
-        let (Some(_top), Some(_bottom)) = exclusive else { return Ok(Step::GaveWay) };
-        // What was planned without the locks may not hold any more; with them nobody can change it.
-        if self.next_fold(container)?.as_ref() != Some(fold) {
-            return Ok(Step::GaveWay);
-        }
-        for layer in [&fold.top, &fold.bottom] {
-            self.forget_unrecorded_seal(layer)?;
-        }
-        let Some(below) = self.below(&fold.bottom)? else { return Ok(Step::Nothing) };
-        let mut locks = Vec::new();
-        for id in &below {
-            let Some(lock) = lock(id, LockMode::Shared)? else { return Ok(Step::GaveWay) };
-            locks.push(lock);
-        }
-        let (top, bottom) = (self.root.layer_tree(&fold.top), self.root.layer_tree(&fold.bottom));
-        let (top_root, bottom_root) = (tree::open_tree(&top)?, tree::open_tree(&bottom)?);
-        let (trash, below) = (tree::open_tree(&self.root.trash_dir())?, self.open_layers(&below)?);
-        let below = borrow_all(&below);
-        let layers = tree::fold::FoldLayers { top: top_root.as_fd(), bottom: bottom_root.as_fd(), below: &below };
-        let report = match tree::fold(layers, trash.as_fd(), &mut || self.must_yield())? {
-            FoldOutcome::Done(report) => report,
-            FoldOutcome::Yielded(_) => return Ok(Step::GaveWay),
-        };
-        perennial_runtime::mount::syncfs(&bottom)?;
-        let measure = self.measure_after(fold, report, bottom_root.as_fd())?;
-        if !self.commit_fold(&container.id, fold, measure)? {
-            return Ok(Step::GaveWay);
-        }
-        // Before the layer goes: a rebuild from an older copy would look for it.
-        self.keep_container_copies();
-        self.discard_layer(&fold.top)?;
-        Ok(Step::Did)
-    }
-
-    /// Size of the older layer after a fold: counted from what went, measured anew where the fold was resumed.
-    fn measure_after(&self, fold: &Fold, report: FoldReport, bottom: BorrowedFd<'_>) -> Result<Measure> {
-        let (Some(top), Some(below)) = (self.layer(&fold.top)?, self.layer(&fold.bottom)?) else {
-            return Ok(tree::measure(bottom)?);
-        };
-        if report.resumed {
-            return Ok(tree::measure(bottom)?);
-        }
-        let left = |a: u64, b: u64, gone: u64| a.saturating_add(b).saturating_sub(gone);
-        Ok(Measure {
-            bytes: left(top.value.bytes, below.value.bytes, report.bytes_gone),
-            entries: left(top.value.entries, below.value.entries, report.entries_gone),
-            ..Measure::default()
-        })
-    }
-
-    /// Finishes folds that a crash cut off, before their layers are mounted: until then times of directories are off.
-    /// The caller holds no lock of a layer yet.
-    ///
-    /// # Errors
-    /// Where the layers cannot be read or changed.
-    pub fn finish_interrupted_folds(&self, layers: &[LayerId], image_layers: &[LayerId]) -> Result<()> {
-        for (position, pair) in layers.windows(2).enumerate() {
-            let [top, bottom] = pair else { continue };
-            let below: Vec<LayerId> =
-                layers.iter().skip(position.saturating_add(2)).chain(image_layers).cloned().collect();
-            while self.is_fold_interrupted(top)? && !self.finish_fold(top, bottom, &below)? {
-                clock::wait(YIELD_PAUSE);
-            }
-        }
-        Ok(())
-    }
-
-    fn is_fold_interrupted(&self, top: &LayerId) -> Result<bool> {
-        match tree::open_tree(&self.root.layer_tree(top)) {
-            Ok(tree) => Ok(tree::fold::is_interrupted(tree.as_fd())?),
-            // It is sealed, or a fold that was at work has ended meanwhile and taken it out of every generation.
-            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Finishes a fold unless somebody else is at its layers; returns whether there was nobody.
-    fn finish_fold(&self, top: &LayerId, bottom: &LayerId, below: &[LayerId]) -> Result<bool> {
-        let _yielding = self.root.ask_to_yield()?;
-        let lock = |id| self.root.lock_layer(id, LockMode::Exclusive, Wait::Never);
-        let (Some(_top), Some(_bottom)) = (lock(top)?, lock(bottom)?) else { return Ok(false) };
-        if !self.is_fold_interrupted(top)? {
-            return Ok(true);
-        }
-        let states = self.states(&[top.clone(), bottom.clone()])?;
-        if states.iter().any(|layer| layer.form != Form::Dir) {
-            // One of them was sealed as it is, which is right: together they show the same at every instant of a fold.
-            return Ok(true);
-        }
-        // A seal of either that nobody recorded is of a tree that changes now.
-        self.forget_unrecorded_seal(top)?;
-        self.forget_unrecorded_seal(bottom)?;
-        let tree_of = |id: &LayerId| self.root.layer_tree(id);
-        let (top, bottom) = (tree::open_tree(&tree_of(top))?, tree::open_tree(&tree_of(bottom))?);
-        let below = self.open_layers(below)?;
-        let trash = tree::open_tree(&self.root.trash_dir())?;
-        let below = borrow_all(&below);
-        let layers = tree::fold::FoldLayers { top: top.as_fd(), bottom: bottom.as_fd(), below: &below };
-        tree::fold(layers, trash.as_fd(), &mut || false)?;
-        Ok(true)
-    }
-
-    /// Takes the newer layer of a fold out of every generation; returns whether it could. Containers that others are at
-    /// are not changed behind their backs: then the fold is committed another time. The caller holds `own`'s lock.
-    fn commit_fold(&self, own: &ContainerId, fold: &Fold, measure: Measure) -> Result<bool> {
-        let _graph = self.root.lock_graph()?;
-        let mut transaction = Transaction::new().delete(keys::layer(&fold.top));
-        let mut locks = Vec::new();
-        for doc in self.containers()? {
-            if !doc.value.queue.as_ref().is_some_and(|queue| queue.layers().contains(&fold.top)) {
-                continue;
-            }
-            if doc.value.id != *own {
-                let Some(lock) = self.root.lock_container(&doc.value.id, Wait::Never)? else { return Ok(false) };
-                locks.push(lock);
-            }
-            let mut doc = self.container(&doc.value.id)?;
-            for generation in doc.value.queue.iter_mut().flat_map(|queue| &mut queue.generations) {
-                generation.layers.retain(|layer| *layer != fold.top);
-            }
-            transaction = self.put_container(transaction, &mut doc, None);
-        }
-        if let Some(mut record) = self.layer(&fold.bottom)? {
-            record.value.bytes = measure.bytes;
-            record.value.entries = measure.entries;
-            transaction = transaction.put(keys::layer(&fold.bottom), record.value.encode());
-        }
-        self.records.commit(&transaction)?;
-        Ok(true)
-    }
-
-    /// The layers below a layer, newest first, as every generation that names it has them.
-    pub fn below(&self, bottom: &LayerId) -> Result<Option<Vec<LayerId>>> {
-        for doc in self.containers()? {
-            for generation in doc.value.queue.iter().flat_map(|queue| &queue.generations) {
-                let mut layers = generation.layers.iter();
-                if layers.any(|layer| layer == bottom) {
-                    let image = self.image(&generation.image)?.value;
-                    return Ok(Some(layers.chain(&image.layers).cloned().collect()));
-                }
-            }
-        }
-        Ok(None)
-    }
-
     /// Merges the newest layers of the current generation where its stack is too deep and the layers cannot be folded
     /// because other generations need them one by one. File data is shared by hard links, not copied.
     fn merge_deep(&self, mut doc: Doc<Container>) -> Result<Step> {
@@ -533,64 +321,5 @@ impl Engine {
         let transaction = self.put_container(transaction, doc, None);
         self.records.commit(&transaction)?;
         Ok(())
-    }
-
-    /// Evicts one generation where the container is over its byte bound; folding then frees what only it needed.
-    fn evict_by_bytes(&self, mut doc: Doc<Container>, bytes_before: &mut u64) -> Result<bool> {
-        let Some(bound) = doc.value.policy.keep_bytes else { return Ok(false) };
-        let used = self.bytes_of(&doc.value)?;
-        if used <= bound {
-            return Ok(false);
-        }
-        let now = self.now();
-        let Some(queue) = &mut doc.value.queue else { return Ok(false) };
-        let frees_something = used < *bytes_before;
-        let Some(seq) = queue.head_for_eviction().filter(|_| frees_something) else {
-            if !doc.value.has(perennial_core::container::ConditionKind::RetentionBlocked) {
-                doc.value.note_retention(true, now);
-                self.save(&mut doc, None)?;
-            }
-            return Ok(false);
-        };
-        *bytes_before = used;
-        queue.remove(seq);
-        let detail = format!("evicted {seq}: {used} bytes are more than keep-bytes {bound}");
-        self.save(&mut doc, Some(Note { from: Some(seq), ..Note::new("evict", detail) }))?;
-        Ok(true)
-    }
-
-    /// Bytes on disk of the distinct layers of a container's generations: contents of sealed ones once, with what their
-    /// manifests and images take.
-    pub fn bytes_of(&self, container: &Container) -> Result<u64> {
-        let mut bytes = 0_u64;
-        let mut contents = BTreeSet::new();
-        for id in container.queue.as_ref().map(Queue::layers).unwrap_or_default() {
-            let Some(record) = self.layer(&id)?.map(|doc| doc.value) else { continue };
-            match record.form {
-                Form::Dir => bytes = bytes.saturating_add(record.bytes),
-                Form::Sealed => {
-                    let directory = self.root.layer_dir(&id);
-                    for name in [MANIFEST, IMAGE] {
-                        let metadata = directory.join(name).symlink_metadata();
-                        let blocks = metadata.map_or(0, |metadata| metadata.blocks());
-                        bytes = bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
-                    }
-                    let read = self.objects_of(&directory, &mut |object| {
-                        contents.insert(object);
-                    });
-                    if read.is_err() {
-                        // It is damaged: what was recorded is the best there is.
-                        bytes = bytes.saturating_add(record.bytes);
-                    }
-                }
-            }
-        }
-        if !contents.is_empty() {
-            let objects = Objects::open(&self.root)?;
-            for object in contents {
-                bytes = bytes.saturating_add(objects.stat(&object)?.map_or(0, |stat| stat.allocated));
-            }
-        }
-        Ok(bytes)
     }
 }

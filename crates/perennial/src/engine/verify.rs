@@ -5,7 +5,7 @@
 
 use super::Engine;
 use crate::clock::{self, Stopwatch};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::Generation;
 use perennial_core::id::{ContainerName, Digest, LayerId};
@@ -17,6 +17,7 @@ use perennial_store::cold::{Cold, ColdError};
 use perennial_store::layer;
 use perennial_store::objects::{Objects, Verdict};
 use perennial_store::records::{RecordStore as _, Transaction};
+use perennial_store::root::Lock;
 use perennial_store::sealed::LayerFiles;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -78,11 +79,9 @@ impl Engine {
                     .flat_map(|generation| [generation.layers.clone(), below(generation)].concat())
                     .collect()
             }
-            None => self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect(),
+            None => self.recorded_layers()?,
         };
-        let locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
-        let mut found = Verified { layers, is_complete: true, ..Verified::default() };
-        let wanted = self.verify_layers(&mut found)?;
+        let (locks, mut found, wanted) = self.look_at_layers(layers)?;
         self.verify_objects(&wanted, depth, pace, &mut found)?;
         // Who holds a container's lock may be waiting for a layer's.
         drop(locks);
@@ -98,11 +97,7 @@ impl Engine {
     pub fn scrub(&self, pace: Pace) -> Result<Verified> {
         rustix::process::setpriority_process(None, NICE_SCRUB).ok();
         let images = self.image_stacks()?;
-        let layers: BTreeSet<LayerId> =
-            self.referenced_layers(None)?.into_iter().filter(|id| self.is_recorded(id)).collect();
-        let locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
-        let mut found = Verified { layers, is_complete: true, ..Verified::default() };
-        let mut wanted = self.verify_layers(&mut found)?;
+        let (locks, mut found, mut wanted) = self.look_at_layers(self.recorded_layers()?)?;
         let cursor = self
             .records
             .get(CURSOR)?
@@ -119,8 +114,18 @@ impl Engine {
         Ok(found)
     }
 
-    fn is_recorded(&self, id: &LayerId) -> bool {
-        self.layer(id).is_ok_and(|record| record.is_some())
+    /// The layers that anything names and that have a record: one that is being made has none yet.
+    fn recorded_layers(&self) -> Result<BTreeSet<LayerId>> {
+        let is_recorded = |id: &LayerId| self.layer(id).is_ok_and(|record| record.is_some());
+        Ok(self.referenced_layers(None)?.into_iter().filter(is_recorded).collect())
+    }
+
+    /// Holds layers and verifies what lies in their own directories; returns the contents they name, sorted.
+    fn look_at_layers(&self, layers: BTreeSet<LayerId>) -> Result<(Vec<Lock>, Verified, Vec<Wanted>)> {
+        let locks = self.share_layers(&layers.iter().cloned().collect::<Vec<_>>())?;
+        let mut found = Verified { layers, is_complete: true, ..Verified::default() };
+        let wanted = self.verify_layers(&mut found)?;
+        Ok((locks, found, wanted))
     }
 
     fn image_stacks(&self) -> Result<BTreeMap<Digest, Vec<LayerId>>> {
@@ -136,7 +141,7 @@ impl Engine {
                 found.faults.entry(id.clone()).or_default().push(Fault { layer: id.clone(), part, problem });
             };
             if let Err(error) = layer::describe(&self.root, &id) {
-                fault(Part::Description, chain(&error));
+                fault(Part::Description, Failure::from(error).one_line());
             }
             match record.value.form {
                 Form::Dir => {
@@ -160,7 +165,7 @@ impl Engine {
         let files = match LayerFiles::open(&self.root.layer_dir(&record.id)) {
             Ok(files) => files,
             Err(error) => {
-                fault(Part::Manifest, chain(&error));
+                fault(Part::Manifest, Failure::from(error).one_line());
                 return Vec::new();
             }
         };
@@ -171,7 +176,7 @@ impl Engine {
                 return Vec::new();
             }
             Err(error) => {
-                fault(Part::Manifest, chain(&error));
+                fault(Part::Manifest, Failure::from(error).one_line());
                 return Vec::new();
             }
         };
@@ -181,7 +186,7 @@ impl Engine {
         match files.image_matches(summary.id, self.root.secret()) {
             Ok(true) => {}
             Ok(false) => fault(Part::Image, "is not what the manifest makes".to_owned()),
-            Err(error) => fault(Part::Image, chain(&error)),
+            Err(error) => fault(Part::Image, Failure::from(error).one_line()),
         }
         let table = files.manifest().ok().flatten().and_then(|file| ObjectTable::open(file).ok());
         table.iter().flatten().flatten().collect()
@@ -329,14 +334,14 @@ fn look(objects: &Objects, object: &Wanted, depth: Depth) -> Option<String> {
         }
         Ok(Some(_)) if depth == Depth::Existence => return None,
         Ok(Some(_)) => {}
-        Err(error) => return Some(chain(&error)),
+        Err(error) => return Some(Failure::from(error).one_line()),
     }
     match objects.verify(&object.id, &|| false) {
         Ok(Verdict::Intact) => None,
         Ok(Verdict::Missing) => Some(MISSING.to_owned()),
         Ok(Verdict::Damaged { found }) => Some(format!("its content is that of {found}")),
         Ok(Verdict::Unreadable { errno }) => Some(format!("cannot be read: {errno}")),
-        Err(error) => Some(chain(&error)),
+        Err(error) => Some(Failure::from(error).one_line()),
     }
 }
 
@@ -346,12 +351,12 @@ fn look_in(cold: &mut Cold, id: &ObjectId, depth: Depth) -> Option<String> {
         Depth::Existence => match cold.contains(id) {
             Ok(true) => None,
             Ok(false) => Some(MISSING.to_owned()),
-            Err(error) => Some(chain(&error)),
+            Err(error) => Some(Failure::from(error).one_line()),
         },
         Depth::Full => match cold.check(id) {
             Ok(()) => None,
             Err(ColdError::Unknown { .. }) => Some(MISSING.to_owned()),
-            Err(error) => Some(chain(&error)),
+            Err(error) => Some(Failure::from(error).one_line()),
         },
     }
 }
@@ -363,16 +368,4 @@ fn keep_pace(read: u64, pace: Pace, watch: Stopwatch) {
     let due = Duration::from_millis(due_ms);
     let left = pace.at_most.map_or(due, |at_most| due.min(at_most));
     clock::wait(left.saturating_sub(watch.elapsed()));
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
