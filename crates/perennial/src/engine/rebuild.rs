@@ -5,7 +5,7 @@ use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Queue;
-use perennial_core::id::LayerId;
+use perennial_core::id::{LayerId, RunId};
 use perennial_core::layers::{Form, LayerFile, LayerRecord, ManifestRef};
 use perennial_core::rebuild::{RebuildFacts, Rebuilt, RecordCopy, plan, record_of};
 use perennial_core::sealed::object::ObjectId;
@@ -54,8 +54,16 @@ impl Engine {
         if std::fs::read(directory.join(copy.file_name())).is_ok_and(|there| there == bytes) {
             return;
         }
-        let Ok(directory) = atomic::open_directory(&directory) else { return };
-        atomic::write(directory.as_fd(), &copy.file_name(), &bytes).ok();
+        self.put_copy(&directory, &copy.file_name(), &bytes).ok();
+    }
+
+    /// Writes a copy where `gc` frees what is left of an attempt that was cut off, and gives it its place.
+    fn put_copy(&self, directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+        let staged = format!("copy-{}", RunId::from_random(random()?));
+        let staging = self.root.staging_dir();
+        atomic::write(atomic::open_directory(&staging)?.as_fd(), &staged, bytes)?;
+        std::fs::rename(staging.join(&staged), directory.join(name))?;
+        Ok(atomic::sync_directory(directory)?)
     }
 }
 

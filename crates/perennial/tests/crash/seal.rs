@@ -98,10 +98,7 @@ fn check_rest(world: &World) -> Result<()> {
     let parts = ["layer.json", "manifest", "meta.erofs", "tree"].map(str::to_owned).into();
     for layer in names(root.join("layers"))? {
         let found = layer_files(world, &layer)?;
-        // Written anew, and renamed, by the next attempt: of a seal, and of a copy of a record.
-        let is_copy = |name: &str| name.starts_with(".container-") || name.starts_with(".image-");
-        let is_temporary =
-            |name: &&String| [".manifest.new", ".meta.erofs.new"].contains(&name.as_str()) || is_copy(name);
+        let is_temporary = |name: &&String| [".manifest.new", ".meta.erofs.new"].contains(&name.as_str());
         let odd: Vec<_> = found.difference(&parts).filter(|name| !is_temporary(name)).collect();
         ensure!(odd.is_empty(), "layer {layer} has {odd:?}");
     }
