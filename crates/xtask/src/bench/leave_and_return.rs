@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const TOOLS: [Tool; 4] = [Tool::Perennial, Tool::BareRuntime, Tool::PodmanNew, Tool::PodmanKept];
+const TOOLS: [Tool; 5] = [Tool::Perennial, Tool::BareRuntime, Tool::SameBundle, Tool::PodmanNew, Tool::PodmanKept];
 
 /// Bytes of the file system for each entry, over all tools: a quarter of a block of content, an inode, a header of the
 /// archive, a few times over.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | Perennial | `perennial run` | the same command returns once the generation is committed |
 //! | bare runtime | `runc run` on an overlay that is already mounted | `runc` returns, the overlay is unmounted, which flushes it |
+//! | bare runtime, same bundle | the same with the bundle Perennial writes: its filter of system calls, its capabilities, its mounts | as above |
 //! | podman, new container | `podman run` of the image the previous session was committed to | `podman run` returns, `podman commit` |
 //! | podman, kept container | `podman start` of the one container that holds everything | it returns, `podman commit` |
 
@@ -47,6 +48,7 @@ pub(super) trait Peer {
 pub(super) enum Tool {
     Perennial,
     BareRuntime,
+    SameBundle,
     PodmanNew,
     PodmanKept,
 }
@@ -57,6 +59,7 @@ impl Tool {
         match self {
             Self::Perennial => "Perennial",
             Self::BareRuntime => "bare runtime",
+            Self::SameBundle => "bare runtime, same bundle",
             Self::PodmanNew => "podman, new container",
             Self::PodmanKept => "podman, kept container",
         }
@@ -67,6 +70,7 @@ impl Tool {
         match self {
             Self::Perennial => Ok(Box::new(Perennial::prepare(program, bench, ground)?)),
             Self::BareRuntime => Ok(Box::new(BareRuntime::prepare(bench, ground)?)),
+            Self::SameBundle => Ok(Box::new(BareRuntime::prepare_same(program, bench, ground)?)),
             Self::PodmanNew => Ok(Box::new(PodmanNew::prepare(bench, ground)?)),
             Self::PodmanKept => Ok(Box::new(PodmanKept::prepare(bench, ground)?)),
         }
@@ -102,6 +106,22 @@ impl Perennial {
         command.arg("--root").arg(&self.root).args(arguments);
         command
     }
+
+    /// Returns the bundle's configuration that a run of the environment gets, and the directory of that run.
+    fn bundle(&self) -> anyhow::Result<(String, PathBuf)> {
+        let idle = ["run", "bench", "--detach", "--", "/bin/busybox", "sleep", "600"];
+        command::output_of(&mut self.command(&idle))?;
+        let found = command::output_of(&mut self.command(&["--json", "inspect", "bench"])).and_then(|shown| {
+            let shown: Value = serde_json::from_str(&shown).context("cannot read what inspect printed")?;
+            let merged = shown.pointer("/run/merged").and_then(Value::as_str).context("inspect shows no run")?;
+            let run = Path::new(merged).parent().context("the run has no directory")?.to_owned();
+            let path = run.join("bundle/config.json");
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok((text, run))
+        });
+        command::output_of(&mut self.command(&["stop", "bench", "--time", "0"]))?;
+        found
+    }
 }
 
 impl Peer for Perennial {
@@ -126,7 +146,28 @@ impl BareRuntime {
         command::output_of(spec.arg("spec").arg("--bundle").arg(&home))?;
         let path = home.join("config.json");
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        files::write_whole(&path, &bundle(&text, &home.join("merged"), bench.directory())?)?;
+        let config = bundle(&text, &home.join("merged"), bench.directory())?;
+        Self::with_bundle(home, &config, ground)
+    }
+
+    /// The runtime with the bundle of Perennial's own run, whose environment has been made in the same place.
+    fn prepare_same(program: &Path, bench: &Bench, ground: Ground<'_>) -> anyhow::Result<Self> {
+        let home = ground.home.join("same");
+        std::fs::create_dir_all(home.join("merged")).with_context(|| format!("cannot create {}", home.display()))?;
+        let perennial = Perennial { program: program.to_owned(), root: ground.home.join("perennial") };
+        let (text, run) = perennial.bundle()?;
+        let config = same_bundle(&text, &run, &home)?;
+        // The run's own file is gone with it; its content does not matter here.
+        files::write_whole(&home.join("resolv.conf"), "")?;
+        anyhow::ensure!(
+            config.contains(&*bench.directory().to_string_lossy()),
+            "the bundle lacks the benchmark's volume"
+        );
+        Self::with_bundle(home, &config, ground)
+    }
+
+    fn with_bundle(home: PathBuf, config: &str, ground: Ground<'_>) -> anyhow::Result<Self> {
+        files::write_whole(&home.join("config.json"), config)?;
         let mut lower = ground.tree.as_os_str().to_owned();
         lower.push(":");
         lower.push(ground.rootfs);
@@ -200,8 +241,18 @@ fn bundle(spec: &str, merged: &Path, bench: &Path) -> anyhow::Result<String> {
     Ok(config.to_string())
 }
 
+/// Turns the configuration of Perennial's run in the directory `run` into one of the same content for `home`.
+fn same_bundle(text: &str, run: &Path, home: &Path) -> anyhow::Result<String> {
+    let moved = text.replace(&*run.to_string_lossy(), &home.to_string_lossy());
+    let mut config: Value = serde_json::from_str(&moved).context("cannot read the bundle")?;
+    *part(&mut config, "/process/args")? = Bench::COMMAND.as_slice().into();
+    *part(&mut config, "/linux/cgroupsPath")? = format!("/perennial-bench-{}", std::process::id()).into();
+    part(&mut config, "/linux/seccomp")?;
+    Ok(config.to_string())
+}
+
 fn part<'config>(config: &'config mut Value, pointer: &str) -> anyhow::Result<&'config mut Value> {
-    config.pointer_mut(pointer).with_context(|| format!("runc spec wrote no {pointer}"))
+    config.pointer_mut(pointer).with_context(|| format!("the bundle has no {pointer}"))
 }
 
 /// A store of podman with the image `bench:0` in it.
@@ -314,5 +365,20 @@ mod tests {
                 "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]}})
         );
         assert!(bundle("{}", Path::new("/m"), Path::new("/b")).is_err());
+    }
+
+    #[test]
+    fn the_same_bundle_differs_in_place_and_command_only() {
+        let spec = r#"{"process": {"args": ["sleep"]}, "root": {"path": "/r/runs/1/merged"},
+            "mounts": [{"source": "/r/runs/1/resolv.conf"}], "linux": {"cgroupsPath": "/p/1", "seccomp": {"rules": 1}}}"#;
+        let config = same_bundle(spec, Path::new("/r/runs/1"), Path::new("/h")).unwrap();
+        let mut config: Value = serde_json::from_str(&config).unwrap();
+        config["linux"]["cgroupsPath"].take();
+        assert_eq!(
+            config,
+            json!({"process": {"args": ["/bin/sh", "/bench/session"]}, "root": {"path": "/h/merged"},
+                "mounts": [{"source": "/h/resolv.conf"}], "linux": {"cgroupsPath": null, "seccomp": {"rules": 1}}})
+        );
+        assert!(same_bundle("{}", Path::new("/r"), Path::new("/h")).is_err());
     }
 }
