@@ -10,6 +10,7 @@
 //! - [`oci`]: the OCI runtime (`runc`, `crun`) by its command line.
 //! - [`cgroup`]: who is left in a container's cgroup, and whether memory ran out.
 //! - [`network`]: network namespaces, bridge addresses, `resolv.conf`.
+//! - [`memory`]: what a process gives back before it waits.
 //! - [`supervise`]: the event loop around one run; [`attach`] is its other end.
 //! - [`logs`]: what a container has printed.
 
@@ -19,6 +20,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod clock;
 pub mod logs;
+pub mod memory;
 pub mod mount;
 pub mod network;
 pub mod oci;

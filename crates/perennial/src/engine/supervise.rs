@@ -86,6 +86,8 @@ fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd
     drop(container_lock);
     let up = Stopwatch::start();
     report(Report::Timing { stage: "started", took: watch.elapsed() });
+    // One supervisor stands over each running container, for months: what the start needed is given back.
+    let _code_bytes = perennial_runtime::memory::release_code();
     let mut last_check_passed = None;
     let status = session.wait(&mut |event| on_event(engine, &prepared.doc.value, &event, &mut last_check_passed))?;
     let ended_at = engine.now();
