@@ -15,6 +15,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat,
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -80,6 +82,11 @@ fn listed(root: &OwnedFd) -> BTreeMap<Vec<u8>, Seen> {
             all.insert(full, found);
         }
     }
+    with_groups(all, inodes)
+}
+
+/// Notes at each name the first of those that share its inode.
+fn with_groups(mut all: BTreeMap<Vec<u8>, Seen>, inodes: BTreeMap<u64, Vec<Vec<u8>>>) -> BTreeMap<Vec<u8>, Seen> {
     for names in inodes.into_values() {
         let first = names.iter().min().unwrap().clone();
         for name in names {
@@ -87,6 +94,54 @@ fn listed(root: &OwnedFd) -> BTreeMap<Vec<u8>, Seen> {
         }
     }
     all
+}
+
+type Reader<'image> = erofs_rs::EroFS<erofs_rs::backend::SliceImage<'image>>;
+
+/// Lists what the reader of others finds in the bytes of an image.
+fn read_elsewhere(image: &[u8]) -> BTreeMap<Vec<u8>, Seen> {
+    let reader = Reader::new(erofs_rs::backend::SliceImage::new(image)).unwrap();
+    let root = reader.get_inode(reader.super_block().root_inode_id()).unwrap();
+    let (mut all, mut inodes) = (BTreeMap::from([(vec![], found(&reader, root))]), BTreeMap::new());
+    for entry in reader.walk_dir("/").unwrap() {
+        let entry = entry.unwrap();
+        let path = entry.dir_entry.path().as_bytes().strip_prefix(b"/").unwrap().to_vec();
+        let seen = found(&reader, entry.inode);
+        if !seen.kind.is_dir() && seen.links > 1 && (!seen.kind.is_char_device() || seen.device != (0, 0)) {
+            inodes.entry(entry.inode.id()).or_insert_with(Vec::new).push(path.clone());
+        }
+        assert!(all.insert(path, seen).is_none(), "each name is there once");
+    }
+    with_groups(all, inodes)
+}
+
+fn found(reader: &Reader<'_>, inode: erofs_rs::types::Inode) -> Seen {
+    let data = if inode.is_symlink() {
+        Some(reader.read_link_inode(inode).unwrap().into_vec())
+    } else if inode.is_file() && inode.data_size() <= 128 {
+        let mut bytes = vec![];
+        reader.open_inode_file(inode).unwrap().read_to_end(&mut bytes).unwrap();
+        Some(bytes)
+    } else {
+        None
+    };
+    let (seconds, nanoseconds) = inode.modified_unix();
+    let attributes = Attributes {
+        mode: inode.permissions().mode() & 0o7777,
+        uid: inode.uid(),
+        gid: inode.gid(),
+        mtime: perennial_core::sealed::entry::Timestamp { seconds, nanoseconds },
+        xattrs: reader.xattrs_inode(inode).unwrap().into_iter().collect(),
+    };
+    Seen {
+        kind: inode.file_type(),
+        attributes,
+        size: inode.data_size(),
+        device: inode.device().unwrap_or((0, 0)),
+        links: inode.nlink().into(),
+        same_as: None,
+        data,
+    }
 }
 
 fn seen(dir: &OwnedFd, name: &[u8], stat: &Stat) -> Seen {
@@ -228,17 +283,18 @@ fn directory_bytes(directory: &Directory) -> u64 {
     blocks * 4096 + last
 }
 
-/// Compares an image with what the kernel and `fsck.erofs` say of it.
+/// Compares an image with what the kernel, `fsck.erofs` and a reader of others say of it.
 fn check(tree: &[Directory]) {
     let dir = tempfile::tempdir().unwrap();
     let path: PathBuf = dir.path().join("meta.erofs");
-    std::fs::File::create(&path).and_then(|mut file| std::io::Write::write_all(&mut file, &image(tree))).unwrap();
-    let root = mount(&path);
-    let (seen, expected) = (listed(&root), expected(tree));
-    for (name, expected) in &expected {
-        assert_eq!(seen.get(name), Some(expected), "/{}", name.escape_ascii());
+    let (image, expected) = (image(tree), expected(tree));
+    std::fs::File::create(&path).and_then(|mut file| std::io::Write::write_all(&mut file, &image)).unwrap();
+    for (who, seen) in [("the kernel", listed(&mount(&path))), ("the reader", read_elsewhere(&image))] {
+        for (name, expected) in &expected {
+            assert_eq!(seen.get(name), Some(expected), "{who}: /{}", name.escape_ascii());
+        }
+        assert_eq!(seen.len(), expected.len(), "{who}");
     }
-    assert_eq!(seen.len(), expected.len());
     let fsck = Command::new("fsck.erofs").arg(&path).output().expect("fsck.erofs is there (package erofs-utils)");
     assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&[fsck.stdout, fsck.stderr].concat()));
 }
