@@ -282,6 +282,26 @@ fn a_damaged_object_does_not_cost_the_good_copy() {
 }
 
 #[test]
+fn a_seal_mends_what_it_meets_damaged() {
+    let fs = LoopFs::ext4();
+    let mut lab = SealLab::new(&fs.path());
+    let build = |root: &Path| traps::write(&root.join("file"), &noise(MIB, 4));
+    lab.layer(build);
+    lab.seal(0);
+    lab.drop_trees();
+    let (id, _) = newest(&lab);
+    File::options().write(true).open(path_of(&lab, &id)).unwrap().write_all_at(b"!", 9).unwrap();
+    lab.objects = Objects::open(&lab.root).unwrap();
+    lab.layer(build);
+    let kept = lab.seal(0).kept;
+    assert_eq!((kept.objects, kept.bytes, kept.read), (1, MIB, 2 * MIB));
+    lab.drop_trees();
+    assert_eq!(lab.objects.verify(&id, GO_ON).unwrap(), Verdict::Intact);
+    let shown = |layers: &[_]| lab.list(layers)[b"file".as_slice()].content.clone();
+    assert!(shown(&lab.stack[1..]) == shown(&lab.stack[..1]), "both layers have the good one");
+}
+
+#[test]
 fn huge_holes_are_not_read() {
     for kind in ["ext4", "xfs", "btrfs"] {
         let fs = LoopFs::new(kind, 320);
@@ -324,6 +344,45 @@ fn alter(random: &mut TestRng, file: &mut File) {
         }
         _ => rustix::fs::fallocate(file.as_fd(), FallocateFlags::empty(), at.min(19 * MIB), length).unwrap(),
     }
+}
+
+#[test]
+fn what_the_file_system_compresses_or_has_not_written_is_read() {
+    let clone = |from: &Path, to: &Path| {
+        let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
+        ioctl_ficlone(&file, File::open(from).unwrap()).unwrap();
+        file
+    };
+    let text: Vec<u8> = (0..2_000_000_u32).flat_map(|number| format!("{number:07}\n").into_bytes()).collect();
+    let fs = LoopFs::new("btrfs", 320);
+    common::run(std::process::Command::new("mount").args(["-o", "remount,compress-force=zstd"]).arg(fs.path()));
+    let objects = objects(&fs);
+    let before = used(&fs.path());
+    traps::write(&fs.path().join("text"), &text);
+    assert!(used(&fs.path()) - before < 8_000_000, "it is compressed");
+    let put = |file: &File, older: Option<&Older>| {
+        let stored = objects.put_over(file.as_fd(), older, GO_ON).unwrap();
+        (Older { id: stored.id, size: stored.size }, stored.read)
+    };
+    let (older, size) = put(&File::open(fs.path().join("text")).unwrap(), None);
+    assert_eq!(size, 16_000_000);
+    let changed = clone(&fs.path().join("text"), &fs.path().join("changed"));
+    changed.write_all_at(b"!", 5_000_000).unwrap();
+    let mut expected = text;
+    expected[5_000_000] = b'!';
+    let (newer, read) = put(&changed, Some(&older));
+    assert_eq!((newer.id, read), (ObjectId::of(&expected), size));
+    // Space that is only reserved, beside a hole in the older version.
+    let fs = LoopFs::new("xfs", 320);
+    let objects = self::objects(&fs);
+    traps::sparse(&fs.path().join("sparse"), 12 * MIB, &[0]);
+    let stored = objects.put(File::open(fs.path().join("sparse")).unwrap().as_fd(), GO_ON).unwrap();
+    let reserved = clone(&fs.path().join("sparse"), &fs.path().join("reserved"));
+    rustix::fs::fallocate(&reserved, FallocateFlags::empty(), MIB, MIB).unwrap();
+    let older = Older { id: stored.id, size: stored.size };
+    let again = objects.put_over(reserved.as_fd(), Some(&older), GO_ON).unwrap();
+    assert_eq!((again.id, again.how), (stored.id, How::Present));
+    assert!(again.read <= MIB + stored.read, "{}", again.read);
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn name_over(
         let same = value.filter(|_| is_same_length && comparison.is_same(from, until));
         match same {
             Some(value) if !hashing.reuse(value, until.saturating_sub(from)) => return Ok(None),
-            Some(_) => {}
+            Some(_) => reading.may_go_on()?,
             None => {
                 is_all_same = false;
                 reading.stretch(from, until, &mut |piece| hashing.update(piece))?;

@@ -167,7 +167,8 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    fn may_go_on(&self) -> Result<(), HashError> {
+    /// Fails where the caller asks to stop.
+    pub(super) fn may_go_on(&self) -> Result<(), HashError> {
         if (self.stop)() { Err(HashError::Stopped) } else { Ok(()) }
     }
 }
