@@ -60,10 +60,11 @@ fn check_frozen<T: Serialize + DeserializeOwned + PartialEq + Debug>(format: For
 }
 
 /// Formats that are no records: name, versions, how the frozen files end. What these mean is tested in `tests/sealed`.
-const BINARY: [(&str, u32, &str); 4] = [
+const BINARY: [(&str, u32, &str); 5] = [
     ("perennial-manifest", perennial_core::sealed::manifest::VERSION, "bin"),
     ("perennial-meta-erofs", perennial_core::sealed::erofs::VERSION, "erofs"),
     ("perennial-object", perennial_core::sealed::object::VERSION, "txt"),
+    ("perennial-outboard", perennial_core::sealed::outboard::VERSION, "bin"),
     ("perennial-pack", perennial_core::sealed::pack::VERSION, "pack"),
 ];
 

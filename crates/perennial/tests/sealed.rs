@@ -5,12 +5,14 @@ mod stage;
 
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::host::wait_until;
+use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
 use serde_json::Value;
 use stage::{IDLE, SOON, Stage, names, texts, write};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A content that is an object and not kept in the metadata.
 const BIG_BYTES: usize = 4 << 20;
@@ -240,6 +242,62 @@ fn equal_contents_are_kept_once_and_go_with_the_last_that_has_them() -> Result<(
     Ok(())
 }
 
+/// Seals a container and returns what the command has read, by the count the kernel keeps.
+fn bytes_read_by_seal(stage: &Stage, name: &str) -> Result<u64> {
+    let command = stage.command(&["seal", name]);
+    let mut shell = Command::new("sh");
+    // A shell's count has that of the commands it has waited for.
+    shell.args(["-c", "\"$@\" >&2 && cat /proc/$$/io", "sh"]).arg(command.get_program()).args(command.get_args());
+    let output = shell.output()?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{complaint}");
+    let counts = String::from_utf8(output.stdout)?;
+    let read = counts.lines().find_map(|line| line.strip_prefix("rchar: ")).context("rchar")?;
+    Ok(read.parse()?)
+}
+
+#[test]
+fn a_seal_reads_what_has_changed_in_a_big_file_where_the_file_system_shares_blocks() -> Result<()> {
+    const FILE_BYTES: u64 = 64 << 20;
+    const WRITES: u64 = 16;
+    /// The records, the manifests, the programs themselves, the outboard.
+    const REST_BYTES: u64 = 4 << 20;
+    for kind in FsKind::ALL {
+        let disk = LoopFs::new(kind, 1 << 30)?;
+        let stage = Stage::empty_in(&disk.path())?;
+        stage.import(stage::box_tar()?, "box")?;
+        stage.create_idle("db", &["--seal", "never"])?;
+        let run = |script: &str| -> Result<()> {
+            stage.ok(&["run", "db", "--", "sh", "-c", script])?;
+            stage.quiet()
+        };
+        run("dd if=/dev/urandom of=/big bs=1048576 count=64 2>/dev/null")?;
+        let whole = bytes_read_by_seal(&stage, "db")?;
+        ensure!((FILE_BYTES..FILE_BYTES + 2 * REST_BYTES).contains(&whole), "{kind:?}: {whole}");
+        let write = "dd if=/dev/urandom of=/big bs=4096 count=1 seek=$((n * 1000 + 16)) conv=notrunc 2>/dev/null";
+        run(&format!("for n in $(seq 0 {}); do {write}; done", WRITES - 1))?;
+        let changed = bytes_read_by_seal(&stage, "db")?;
+        println!("{kind:?}: first {whole}, changed {changed} bytes read");
+        match kind {
+            FsKind::Ext4 => ensure!((FILE_BYTES..FILE_BYTES + REST_BYTES).contains(&changed), "{changed}"),
+            FsKind::Xfs | FsKind::Btrfs => {
+                ensure!(changed <= 2 * WRITES * (64 << 10) + REST_BYTES, "{kind:?}: {changed}");
+            }
+        }
+        // What was not read counts all the same.
+        stage.ok(&["verify", "--full"])?;
+        stage.ok(&["gc"])?;
+        assert_eq!(stage.ok(&["doctor"])?.out().lines().last(), Some("nothing is wrong"));
+        let big: Vec<PathBuf> =
+            objects(&stage)?.into_iter().filter(|path| path.with_extension("outboard").exists()).collect();
+        assert_eq!(big.len(), 4, "two versions and an outboard beside each: {big:?}");
+        stage.ok(&["rm", "db"])?;
+        stage.ok(&["gc"])?;
+        assert!(!objects(&stage)?.iter().any(|path| path.extension().is_some()), "outboards go with their objects");
+    }
+    Ok(())
+}
+
 #[test]
 fn images_share_contents_and_new_ones_are_applied_over_sealed_layers() -> Result<()> {
     let stage = with_big_image()?;
@@ -321,7 +379,7 @@ fn one_entry_that_only_a_directory_can_hold_keeps_the_layer_one() -> Result<()> 
     stage.idle("web", &["--cap-add", "CAP_LINUX_IMMUTABLE"])?;
     stage.inside("web", "touch /srv-file")?;
     let file = stage.merged("web")?.join("srv-file");
-    ensure!(std::process::Command::new("chattr").arg("+i").arg(&file).status()?.success(), "chattr (e2fsprogs)");
+    ensure!(Command::new("chattr").arg("+i").arg(&file).status()?.success(), "chattr (e2fsprogs)");
     leave(&stage, "web")?;
     assert_eq!(forms(&stage, "web", 1)?, [false]);
     let kept: Value = stage.json(&["seal", "web"])?;

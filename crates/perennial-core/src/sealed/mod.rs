@@ -10,6 +10,8 @@
 //! resolves against the layers below. What it can hold is whiteouts, opaque directories and entries.
 //!
 //! - [`object`]: names of objects. [`entry`]: what a tree is made of; [`canonical`]: in which order.
+//! - [`groups`]: names of big contents made of the hashes of their parts; [`outboard`]: these hashes, kept; [`extents`]:
+//!   which parts of two files are the same blocks.
 //! - [`manifest`]: the bytes of a tree. [`erofs`]: the same tree as the kernel reads it. [`io`]: where bytes go to.
 //! - [`merge`](mod@merge): several trees as one.
 //! - [`order`]: which layers are sealed next.
@@ -21,10 +23,13 @@ pub mod chunk;
 pub mod cold;
 pub mod entry;
 pub mod erofs;
+pub mod extents;
+pub mod groups;
 pub mod io;
 pub mod manifest;
 pub mod merge;
 pub mod object;
 pub mod order;
+pub mod outboard;
 pub mod pack;
 pub mod repack;

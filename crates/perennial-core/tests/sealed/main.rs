@@ -3,6 +3,7 @@
 
 mod erofs;
 mod frozen;
+mod groups;
 mod manifest;
 mod pack;
 mod trees;

@@ -1,4 +1,5 @@
-//! BLAKE3 of an open file, holes included but not read; and copies that are hashed on the way.
+//! BLAKE3 of an open file, holes included but not read; and copies that are hashed on the way. The whole file is
+//! hashed, always: what takes a short way is in `changed`.
 
 use crate::tree::cursor::EntryStat;
 use perennial_core::sealed::object::ObjectId;
@@ -30,7 +31,7 @@ pub enum HashError {
 /// # Errors
 /// [`HashError`].
 pub fn hash_file(file: BorrowedFd<'_>, stop: &dyn Fn() -> bool) -> Result<(ObjectId, u64), HashError> {
-    hash(Hasher { file, copy: None, stop, inner: blake3::Hasher::new(), buffer: Vec::new() })
+    hash(Reading::new(file, stop)).map(|hashed| (hashed.id, hashed.size))
 }
 
 /// Copies a file's content into an empty file, holes as holes, and returns the name of what was copied, and its length
@@ -45,69 +46,99 @@ pub fn copy_file(
 ) -> Result<(ObjectId, u64), HashError> {
     let size = EntryStat::of_open(file)?.size;
     ftruncate(copy, size)?;
-    hash(Hasher { file, copy: Some(copy), stop, inner: blake3::Hasher::new(), buffer: Vec::new() })
+    hash(Reading { copy: Some(copy), ..Reading::new(file, stop) }).map(|hashed| (hashed.id, hashed.size))
 }
 
-fn hash(mut hasher: Hasher<'_>) -> Result<(ObjectId, u64), HashError> {
-    let file = hasher.file;
-    let before = EntryStat::of_open(file)?;
-    if before.allocated < before.size {
-        hasher.sparse(before.size)?;
-    } else {
-        hasher.data(0, before.size)?;
-    }
-    let after = EntryStat::of_open(file)?;
-    if (after.size, after.mtime) != (before.size, before.mtime) {
-        return Err(HashError::Changed);
-    }
-    Ok((ObjectId::new(*hasher.inner.finalize().as_bytes()), before.size))
+/// A content that was hashed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hashed {
+    pub(super) id: ObjectId,
+    pub(super) size: u64,
+    /// Bytes that were read for it: what is not in holes.
+    pub(super) read: u64,
 }
 
-struct Hasher<'a> {
+/// Hashes a whole file.
+pub(super) fn hash(mut reading: Reading<'_>) -> Result<Hashed, HashError> {
+    let mut hasher = blake3::Hasher::new();
+    let before = reading.begin()?;
+    reading.stretch(0, before.size, &mut |piece| {
+        hasher.update(piece);
+    })?;
+    reading.end(&before)?;
+    Ok(Hashed { id: ObjectId::new(*hasher.finalize().as_bytes()), size: before.size, read: reading.read })
+}
+
+/// A file that is read in stretches; holes are not read.
+pub(super) struct Reading<'a> {
     file: BorrowedFd<'a>,
     /// Gets what is read, at the same place.
     copy: Option<BorrowedFd<'a>>,
     stop: &'a dyn Fn() -> bool,
-    inner: blake3::Hasher,
+    /// Whether there are holes to look for.
+    sparse: bool,
     buffer: Vec<u8>,
+    /// Bytes read so far.
+    pub(super) read: u64,
 }
 
-impl Hasher<'_> {
-    fn sparse(&mut self, size: u64) -> Result<(), HashError> {
-        let mut offset = 0;
-        while offset < size {
+impl<'a> Reading<'a> {
+    pub(super) const fn new(file: BorrowedFd<'a>, stop: &'a dyn Fn() -> bool) -> Self {
+        Self { file, copy: None, stop, sparse: false, buffer: Vec::new(), read: 0 }
+    }
+
+    /// Looks at the file before anything is read.
+    pub(super) fn begin(&mut self) -> Result<EntryStat, HashError> {
+        let stat = EntryStat::of_open(self.file)?;
+        self.sparse = stat.allocated < stat.size;
+        Ok(stat)
+    }
+
+    /// Makes sure that the file is as it was when reading began.
+    pub(super) fn end(&self, before: &EntryStat) -> Result<(), HashError> {
+        let after = EntryStat::of_open(self.file)?;
+        if (after.size, after.mtime) == (before.size, before.mtime) { Ok(()) } else { Err(HashError::Changed) }
+    }
+
+    /// Hands on all bytes of a stretch, in pieces.
+    pub(super) fn stretch(&mut self, from: u64, until: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), HashError> {
+        if !self.sparse {
+            return self.data(from, until, take);
+        }
+        let mut offset = from;
+        while offset < until {
             let data = match seek(self.file, SeekFrom::Data(offset)) {
-                Ok(data) => data.min(size),
-                Err(Errno::NXIO) => size,
+                Ok(data) => data.min(until),
+                Err(Errno::NXIO) => until,
                 // A file system that does not tell holes.
-                Err(Errno::INVAL) => return self.data(offset, size),
+                Err(Errno::INVAL) => return self.data(offset, until, take),
                 Err(errno) => return Err(errno.into()),
             };
-            self.hole(data.saturating_sub(offset))?;
-            if data == size {
+            self.hole(data.saturating_sub(offset), take)?;
+            if data == until {
                 break;
             }
-            let hole = seek(self.file, SeekFrom::Hole(data))?.min(size);
+            let hole = seek(self.file, SeekFrom::Hole(data))?.min(until);
             if hole <= data {
                 return Err(HashError::Changed);
             }
-            self.data(data, hole)?;
+            self.data(data, hole, take)?;
             offset = hole;
         }
         Ok(())
     }
 
-    fn hole(&mut self, mut left: u64) -> Result<(), HashError> {
+    fn hole(&self, mut left: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), HashError> {
         while left > 0 {
             let piece = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-            self.inner.update(ZEROS.get(..piece).unwrap_or_default());
+            take(ZEROS.get(..piece).unwrap_or_default());
             left = left.saturating_sub(u64::try_from(piece).unwrap_or(left));
             self.may_go_on()?;
         }
         Ok(())
     }
 
-    fn data(&mut self, from: u64, until: u64) -> Result<(), HashError> {
+    fn data(&mut self, from: u64, until: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), HashError> {
         let mut offset = from;
         let largest = usize::try_from(until.saturating_sub(from)).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
         if self.buffer.len() < largest {
@@ -120,11 +151,13 @@ impl Hasher<'_> {
                 Ok(0) => return Err(HashError::Changed),
                 Ok(length) => {
                     let piece = self.buffer.get(..length).unwrap_or_default();
-                    self.inner.update(piece);
+                    take(piece);
                     if let Some(copy) = self.copy {
                         write_at(copy, piece, offset)?;
                     }
-                    offset = offset.saturating_add(u64::try_from(length).unwrap_or(0));
+                    let length = u64::try_from(length).unwrap_or(0);
+                    self.read = self.read.saturating_add(length);
+                    offset = offset.saturating_add(length);
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -134,7 +167,8 @@ impl Hasher<'_> {
         Ok(())
     }
 
-    fn may_go_on(&self) -> Result<(), HashError> {
+    /// Fails where the caller asks to stop.
+    pub(super) fn may_go_on(&self) -> Result<(), HashError> {
         if (self.stop)() { Err(HashError::Stopped) } else { Ok(()) }
     }
 }

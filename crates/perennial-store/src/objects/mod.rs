@@ -12,9 +12,13 @@
 //!
 //! What this module does not know: layers, and who needs an object.
 
+mod changed;
+mod extents;
 pub mod hash;
+mod outboard;
 mod put;
 
+pub use changed::Older;
 pub use hash::HashError;
 pub(crate) use hash::{copy_file, hash_file};
 pub use put::{How, Stored};
@@ -27,12 +31,19 @@ use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RawDir, Uid, fchmod, fchown, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Permissions of a finished object.
 const FINISHED_MODE: Mode = Mode::RUSR;
 /// A security module labels files by itself and may forbid removing its label.
 const LABEL_OF_THE_HOST: &std::ffi::CStr = c"security.selinux";
+/// What the name of a file ends in that is about to take the place of another.
+const TEMPORARY: &str = ".new";
+/// Objects known to be whole that are remembered: 64 bytes each. When these are too many all are forgotten, which only
+/// costs that some are read again.
+const REMEMBERED_MAX: usize = 1 << 16;
 /// Bytes of directory entries fetched by one system call.
 const ENTRIES_BYTES: usize = 32 * 1024;
 
@@ -91,7 +102,7 @@ impl ObjectError {
 pub struct ObjectStat {
     /// Length, in bytes.
     pub size: u64,
-    /// Bytes it takes on disk.
+    /// Bytes it takes on disk, with its outboard.
     pub allocated: u64,
     /// Number of its names; more than 1 while the file it was made from is there.
     pub links: u64,
@@ -125,6 +136,8 @@ pub struct Objects {
     dir: OwnedFd,
     dev: u64,
     secret: Secret,
+    /// Objects that were stored or read by means of this value, and were whole.
+    whole: Mutex<HashSet<ObjectId>>,
 }
 
 impl Objects {
@@ -150,7 +163,7 @@ impl Objects {
         }
         let dir = openat(&data, &name, DIR_FLAGS, Mode::empty()).map_err(fail)?;
         let dev = EntryStat::of_open(dir.as_fd()).map_err(fail)?.dev;
-        Ok(Self { data, dir, dev, secret })
+        Ok(Self { data, dir, dev, secret, whole: Mutex::default() })
     }
 
     /// Returns the secret name.
@@ -213,7 +226,7 @@ impl Objects {
     pub fn stat(&self, id: &ObjectId) -> Result<Option<ObjectStat>, ObjectError> {
         let name = std::ffi::CString::new(id.relative_path()).unwrap_or_default();
         match EntryStat::find(self.dir.as_fd(), &name) {
-            Ok(stat) => Ok(stat.map(|stat| object_stat(&stat))),
+            Ok(stat) => stat.map(|stat| self.with_outboard(id, &stat)).transpose(),
             Err(errno) => Err(ObjectError::system("look at", id)(errno)),
         }
     }
@@ -244,11 +257,25 @@ impl Objects {
         }
     }
 
-    /// Removes an object; one that is not there is no error.
+    fn remember(&self, id: ObjectId) {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if whole.len() >= REMEMBERED_MAX {
+            whole.clear();
+        }
+        whole.insert(id);
+    }
+
+    fn is_remembered(&self, id: &ObjectId) -> bool {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    /// Removes an object and its outboard; one that is not there is no error.
     ///
     /// # Errors
     /// [`ObjectError::System`].
     pub fn remove(&self, id: &ObjectId) -> Result<(), ObjectError> {
+        self.remove_outboard(id)?;
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         match unlinkat(&self.dir, id.relative_path(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(ObjectError::system("remove", id)(errno)),
@@ -296,7 +323,7 @@ impl Objects {
                 let Some(id) = id_of(prefix, name.name.to_bytes()) else { continue };
                 let found = EntryStat::find(dir.as_fd(), &name.name).map_err(ObjectError::system("look at", id))?;
                 if let Some(stat) = found {
-                    visit(id, object_stat(&stat))?;
+                    visit(id, self.with_outboard(&id, &stat)?)?;
                 }
             }
             Ok(())
@@ -348,10 +375,6 @@ impl Objects {
 fn id_of(prefix: &str, name: &[u8]) -> Option<ObjectId> {
     let name = std::str::from_utf8(name).ok()?;
     format!("{prefix}{name}").parse().ok()
-}
-
-const fn object_stat(stat: &EntryStat) -> ObjectStat {
-    ObjectStat { size: stat.size, allocated: stat.allocated, links: stat.nlink, inode: (stat.dev, stat.ino) }
 }
 
 fn described(stat: &EntryStat) -> String {

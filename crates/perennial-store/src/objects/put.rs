@@ -1,19 +1,20 @@
 //! Keeping the content of an open file as an object: linked where possible, cloned or copied where not.
 
-use super::{ObjectError, Objects, hash};
+use super::changed::{self, Named, Older};
+use super::{ObjectError, Objects, TEMPORARY, Verdict, hash};
 use crate::tree::copy::Copier;
 use crate::tree::cursor::EntryStat;
 use crate::tree::error::{EntryPath, TreeError};
 use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, renameat};
 use rustix::io::Errno;
 use rustix::path::Arg as _;
 use std::ffi::CString;
 use std::os::fd::AsRawFd as _;
 
 /// Tries to give an object its name: what is in the way is looked at, mended and tried again.
-const NAME_TRIES_MAX: u32 = 4;
+const NAME_TRIES_MAX: u32 = 5;
 
 /// How an object came to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,19 @@ pub struct Stored {
     pub size: u64,
     /// How it came to be there.
     pub how: How,
+    /// Bytes that were read for it: of the file, and of an object that was there already.
+    pub read: u64,
+}
+
+/// What bears the name of an object that is to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Present {
+    /// The object: the file is not needed for it.
+    Whole,
+    /// Something else.
+    Wrong,
+    /// Nothing any more.
+    Gone,
 }
 
 impl Objects {
@@ -44,9 +58,31 @@ impl Objects {
     /// # Errors
     /// [`ObjectError`]; what was there before is there then, too.
     pub fn put(&self, file: BorrowedFd<'_>, stop: &dyn Fn() -> bool) -> Result<Stored, ObjectError> {
-        let (id, size) = hash::hash_file(file, stop)?;
-        let how = self.put_as(file, &id, size)?;
-        Ok(Stored { id, size, how })
+        self.put_over(file, None, stop)
+    }
+
+    /// The same for a file that may be a changed version of an object: what both share is not read, where the file
+    /// system can tell.
+    ///
+    /// # Errors
+    /// As [`Objects::put`].
+    pub fn put_over(
+        &self,
+        file: BorrowedFd<'_>,
+        older: Option<&Older>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Stored, ObjectError> {
+        let Named { id, size, mut read, outboard, same_as } = changed::name(self, file, older, stop)?;
+        if let Some(same) = same_as {
+            // The same blocks: they are as good under the one name as under the other.
+            self.remember(same);
+        }
+        let how = self.place(file, (&id, size), &mut read, stop)?;
+        if let Some(outboard) = outboard.filter(|_| same_as.is_none()) {
+            // Without it the next version of the file is hashed whole.
+            self.keep_outboard(&outboard, &id).ok();
+        }
+        Ok(Stored { id, size, how, read })
     }
 
     /// Keeps a file whose content is known to have this name, because it was hashed just now.
@@ -54,53 +90,95 @@ impl Objects {
     /// # Errors
     /// [`ObjectError`].
     pub fn put_as(&self, file: BorrowedFd<'_>, id: &ObjectId, size: u64) -> Result<How, ObjectError> {
-        let fail = |errno| ObjectError::system("store", id)(errno);
-        match self.name(file, id, size) {
-            Ok(true) => return Ok(How::Linked),
-            Ok(false) => return Ok(How::Present),
-            // Too many names, another file system, or a file that takes no further name.
-            Err(Errno::MLINK | Errno::XDEV | Errno::PERM) => {}
-            Err(errno) => return Err(fail(errno)),
-        }
-        if self.stat(id)?.is_some_and(|present| present.size == size) {
-            return Ok(How::Present);
-        }
-        let copy = self.copy(file, id, size)?;
-        let named = self.name(copy.as_fd(), id, size).map_err(fail)?;
-        Ok(if named { How::Copied } else { How::Present })
+        self.place(file, (id, size), &mut 0, &|| false)
     }
 
-    /// Gives an open file the name of an object; returns whether the name was free. What bears the name already counts
-    /// as the object if it has its length, and makes way otherwise: it was cut short.
-    fn name(&self, file: BorrowedFd<'_>, id: &ObjectId, size: u64) -> Result<bool, Errno> {
+    /// Gives a file, or a copy of it, the name of an object, unless the object is there.
+    fn place(
+        &self,
+        file: BorrowedFd<'_>,
+        (id, size): (&ObjectId, u64),
+        read: &mut u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<How, ObjectError> {
+        let fail = |errno| ObjectError::system("store", id)(errno);
         let path = id.relative_path();
+        let mut copy: Option<OwnedFd> = None;
         for _ in 0..NAME_TRIES_MAX {
-            match self.link(file, &path) {
-                Ok(()) => return Ok(true),
+            let how = if copy.is_some() { How::Copied } else { How::Linked };
+            let from = copy.as_ref().map_or(file, |copy| copy.as_fd());
+            let mut linked = self.link(from, &path);
+            if linked == Err(Errno::EXIST) {
+                match self.look_at_present(file, (id, size), read, stop)? {
+                    Present::Whole => return Ok(How::Present),
+                    Present::Wrong => linked = self.replace(from, &path),
+                    Present::Gone => continue,
+                }
+            }
+            match linked {
+                Ok(()) => {
+                    self.remember(*id);
+                    return Ok(how);
+                }
                 Err(Errno::NOENT) => {
                     let fan_out = path.split('/').next().unwrap_or_default();
                     match mkdirat(&self.dir, fan_out, Mode::RWXU) {
                         Ok(()) | Err(Errno::EXIST) => {}
-                        Err(errno) => return Err(errno),
+                        Err(errno) => return Err(fail(errno)),
                     }
                 }
-                Err(Errno::EXIST) => {
-                    let name = CString::new(path.as_str()).unwrap_or_default();
-                    match EntryStat::find(self.dir.as_fd(), &name)? {
-                        Some(stat) if stat.file_type() == FileType::RegularFile && stat.size == size => {
-                            return Ok(false);
-                        }
-                        Some(_) => rustix::fs::unlinkat(&self.dir, &path, AtFlags::empty())?,
-                        None => {}
-                    }
+                // Too many names, another file system, or a file that takes no further name.
+                Err(Errno::MLINK | Errno::XDEV | Errno::PERM) if copy.is_none() => {
+                    copy = Some(self.copy(file, id, size)?);
                 }
-                Err(errno) => return Err(errno),
+                Err(errno) => return Err(fail(errno)),
             }
         }
-        Err(Errno::BUSY)
+        Err(fail(Errno::BUSY))
     }
 
-    fn link(&self, file: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+    /// Looks at what bears the name of an object whose content a file has, as was found just now. That file is dropped
+    /// where this is the object, so it is read unless it is known to be whole: damage must not cost the good copy.
+    fn look_at_present(
+        &self,
+        file: BorrowedFd<'_>,
+        (id, size): (&ObjectId, u64),
+        read: &mut u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Present, ObjectError> {
+        let fail = |errno| ObjectError::system("look at", id)(errno);
+        let path = CString::new(id.relative_path()).unwrap_or_default();
+        let Some(stat) = EntryStat::find(self.dir.as_fd(), &path).map_err(fail)? else { return Ok(Present::Gone) };
+        if stat.file_type() != FileType::RegularFile || stat.size != size {
+            return Ok(Present::Wrong);
+        }
+        let own = EntryStat::of_open(file).map_err(fail)?;
+        if (own.dev, own.ino) == (stat.dev, stat.ino) || self.is_remembered(id) {
+            return Ok(Present::Whole);
+        }
+        *read = read.saturating_add(stat.size.min(stat.allocated));
+        match self.verify(id, stop)? {
+            Verdict::Intact => {
+                self.remember(*id);
+                Ok(Present::Whole)
+            }
+            Verdict::Missing => Ok(Present::Gone),
+            Verdict::Damaged { .. } | Verdict::Unreadable { .. } => Ok(Present::Wrong),
+        }
+    }
+
+    /// Gives a file a name that something else has: whoever looks finds the one or the other.
+    pub(super) fn replace(&self, file: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+        let temporary = format!("{path}.{}{TEMPORARY}", EntryStat::of_open(file)?.ino);
+        match self.link(file, &temporary) {
+            // A rest of an attempt that was cut off. What has the name has the inode number.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        renameat(&self.dir, temporary.as_str(), &self.dir, path)
+    }
+
+    pub(super) fn link(&self, file: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
         match linkat(file, c"", &self.dir, path, AtFlags::EMPTY_PATH) {
             // Without the capability that this needs, or for a file without a name (`O_TMPFILE`), by way of /proc.
             Err(Errno::NOENT) => {
@@ -111,11 +189,16 @@ impl Objects {
         }
     }
 
+    /// Makes a file without a name beside the objects.
+    pub(super) fn nameless(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        openat(&self.dir, c".", flags, Mode::RUSR | Mode::WUSR)
+    }
+
     /// Copies a file to one without a name, synced: a name must never stand for less than the content.
     fn copy(&self, file: BorrowedFd<'_>, id: &ObjectId, size: u64) -> Result<OwnedFd, ObjectError> {
         let fail = |errno| ObjectError::system("copy", id)(errno);
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let copy = openat(&self.dir, c".", flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+        let copy = self.nameless().map_err(fail)?;
         let path = || EntryPath::from_bytes(id.relative_path().into_bytes());
         Copier::default().copy_data(file, copy.as_fd(), size, &path).map_err(|error| {
             match (&error, error.errno()) {

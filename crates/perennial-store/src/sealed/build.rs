@@ -3,7 +3,7 @@
 use super::error::{ReferenceFault, SealError, Unsealable};
 use super::source::{Found, Listed, Origin, TreeSource};
 use super::survey::Survey;
-use crate::objects::Objects;
+use crate::objects::{Objects, Older};
 use crate::tree::attrs::{AttrIo, Attrs, Target};
 use crate::tree::copy::{Place, open_file};
 use crate::tree::cursor::EntryStat;
@@ -13,6 +13,7 @@ use perennial_core::sealed::entry::{
     Attributes, Content, Directory, Entry, INLINE_BYTES_MAX, Inode, Item, Node, Timestamp,
 };
 use perennial_core::sealed::object::ObjectId;
+use perennial_core::sealed::outboard;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, IFlags, major, minor, readlinkat};
 use rustix::io::{Errno, pread};
@@ -33,6 +34,8 @@ pub(super) struct Job {
     /// Position of its entry in the directory.
     pub(super) entry: usize,
     pub(super) file: OwnedFd,
+    /// What the layers below show by its name, where that is an object and it is worth comparing.
+    pub(super) older: Option<Older>,
     pub(super) path: EntryPath,
 }
 
@@ -46,7 +49,7 @@ pub(super) struct Built {
 /// What the content of a file is, as far as it is known.
 enum Body {
     Known(Content),
-    ToKeep(OwnedFd),
+    ToKeep(OwnedFd, Option<Older>),
 }
 
 /// Builds directories.
@@ -105,8 +108,8 @@ impl<'a> Builder<'a> {
         let (attributes, body) = self.file(source, found, links.is_some(), &path)?;
         let content = match body {
             Body::Known(content) => content,
-            Body::ToKeep(file) => {
-                jobs.push(Job { entry, file, path });
+            Body::ToKeep(file, older) => {
+                jobs.push(Job { entry, file, older, path });
                 // Replaced when the content is kept.
                 Content::Inline(Vec::new())
             }
@@ -157,7 +160,13 @@ impl<'a> Builder<'a> {
         let redirect = attrs.xattrs.remove(overlay::REDIRECT);
         let attributes = convert(attrs, &here)?;
         let body = match (found.origin, metacopy) {
-            (_, None) => self.body(file, &found.stat, path)?,
+            (origin, None) => match self.body(file, &found.stat, path)? {
+                Body::ToKeep(file, _) if origin == Origin::Own && outboard::is_kept(found.stat.size) => {
+                    let older = self.older(source, &found.name, redirect.as_deref(), path)?;
+                    Body::ToKeep(file, older)
+                }
+                body @ (Body::Known(_) | Body::ToKeep(..)) => body,
+            },
             (Origin::Below(_), Some(_)) => {
                 drop(file);
                 let dir = source.dir(found.origin).ok_or_else(|| TreeError::Moved { path: path.clone() })?;
@@ -181,6 +190,26 @@ impl<'a> Builder<'a> {
         Ok((attributes, body))
     }
 
+    /// Finds the object that a file of the tree was before it was changed.
+    fn older(
+        &mut self,
+        source: &mut TreeSource<'_>,
+        name: &CStr,
+        redirect: Option<&[u8]>,
+        path: &EntryPath,
+    ) -> Result<Option<Older>, SealError> {
+        let found = source.content_below(name, redirect, &mut |dir, name, stat| {
+            let file = open(dir, name, path)?;
+            let id = self.io.object(Target::Open(file.as_fd()), &|| path.clone())?;
+            Ok(id.map(|id| Older { id, size: stat.size }))
+        });
+        match found {
+            // It is new, or was something else before.
+            Err(SealError::Reference { .. }) => Ok(None),
+            found => found,
+        }
+    }
+
     /// Says what the content of a file of a layer below is.
     fn body_below(
         &mut self,
@@ -202,7 +231,7 @@ impl<'a> Builder<'a> {
         }
         match self.survey.object_of((stat.dev, stat.ino)) {
             Some(id) => Ok(Body::Known(Content::Object { id, size: stat.size })),
-            None => Ok(Body::ToKeep(file)),
+            None => Ok(Body::ToKeep(file, None)),
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Kept {
     pub objects: u64,
     /// Their lengths, in bytes.
     pub bytes: u64,
+    /// Bytes of contents that were read for all this.
+    pub read: u64,
 }
 
 #[derive(Debug)]
@@ -89,8 +91,8 @@ pub(super) fn run(
 fn work(inbox: &Mutex<Receiver<Task>>, outbox: Sender<Done>, objects: &Objects, stop: &AtomicBool) {
     loop {
         let task = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((directory, Job { entry, file, path })) = task else { break };
-        let result = objects.put(file.as_fd(), &|| stop.load(Ordering::Relaxed));
+        let Ok((directory, Job { entry, file, older, path })) = task else { break };
+        let result = objects.put_over(file.as_fd(), older.as_ref(), &|| stop.load(Ordering::Relaxed));
         if outbox.send(Done { directory, entry, path, result }).is_err() {
             break;
         }
@@ -152,10 +154,11 @@ impl Pool<'_> {
 
     fn settle(&mut self, done: Done) -> Result<(), SealError> {
         let Done { directory, entry, path, result } = done;
-        let Stored { id, size, how } = result.map_err(|source| match source.is_stopped() {
+        let Stored { id, size, how, read } = result.map_err(|source| match source.is_stopped() {
             true => SealError::GaveWay,
             false => SealError::Content { path, source: Box::new(source) },
         })?;
+        self.kept.read = self.kept.read.saturating_add(read);
         if how != How::Present {
             self.kept.objects = self.kept.objects.saturating_add(1);
             self.kept.bytes = self.kept.bytes.saturating_add(size);

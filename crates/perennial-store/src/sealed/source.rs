@@ -290,7 +290,8 @@ impl<'a> TreeSource<'a> {
         Ok(BelowView::new(&dirs, Cut::Through)?)
     }
 
-    /// Finds the file below that holds the content of a metadata-only file of the tree; hands its place on.
+    /// Finds the file below that a file of the tree is a copy of: the one that holds the content of a metadata-only file,
+    /// or what another was before it was changed. Hands its place on.
     pub(super) fn content_below<T>(
         &mut self,
         name: &CStr,

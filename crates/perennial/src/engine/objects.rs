@@ -113,7 +113,7 @@ impl Engine {
         Ok(count(&self.unnamed_objects(&Objects::open(&self.root)?)?))
     }
 
-    /// Removes all objects that no manifest names, unless somebody is storing some.
+    /// Removes all objects that no manifest names, and what lies beside none, unless somebody is storing some.
     ///
     /// # Errors
     /// Where an object or a manifest cannot be read; nothing is removed then.
@@ -122,8 +122,9 @@ impl Engine {
             return Ok(ObjectCount::default());
         };
         let objects = Objects::open(&self.root)?;
-        let unnamed = self.unnamed_objects(&objects)?;
-        remove(&objects, &unnamed)
+        let freed = remove(&objects, &self.unnamed_objects(&objects)?)?;
+        objects.remove_strays()?;
+        Ok(freed)
     }
 
     fn unfreed_note(&self) -> PathBuf {

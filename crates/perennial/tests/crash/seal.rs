@@ -46,11 +46,16 @@ struct Sites {
 impl Sites {
     /// Makes the template: three generations in directories.
     fn new() -> Result<Self> {
-        let disk = LoopFs::new(FsKind::Ext4, DISK_BYTES)?;
+        Self::with(FsKind::Ext4, &|world, number| world.ok(&["start", "c", "--", "/bin/sh", "-c", &change(number)]))
+    }
+
+    /// Makes a template of three generations.
+    fn with(kind: FsKind, run: &dyn Fn(&World, u64) -> Result<()>) -> Result<Self> {
+        let disk = LoopFs::new(kind, DISK_BYTES)?;
         let template = World::with_image(&disk.path().join("template"))?;
         template.add_container("c", 3, 0)?;
         for number in 1..=3 {
-            template.ok(&["start", "c", "--", "/bin/sh", "-c", &change(number)])?;
+            run(&template, number)?;
         }
         check_rest(&template)?;
         let shown = shown(&template)?;
@@ -122,10 +127,26 @@ fn check_shown(world: &World, before: &BTreeMap<u64, TreeListing>) -> Result<()>
     Ok(())
 }
 
+/// Checks that everything beside objects belongs to one.
+fn check_outboards(world: &World) -> Result<()> {
+    let top = world.perennial.root().join("objects");
+    for secret in names(top.clone())? {
+        for prefix in names(top.join(&secret))? {
+            let found = names(top.join(&secret).join(&prefix))?;
+            let is_object = |name: &str| name.len() == 62;
+            let has_object = |name: &str| name.strip_suffix(".outboard").is_some_and(|object| found.contains(object));
+            let odd: Vec<_> = found.iter().filter(|name| !is_object(name) && !has_object(name)).collect();
+            ensure!(odd.is_empty(), "left among the objects: {odd:?}");
+        }
+    }
+    Ok(())
+}
+
 /// Seals what is not, and checks everything there is.
 fn finish(world: &World) -> Result<()> {
     world.ok(&["seal"])?;
     world.ok(&["gc"])?;
+    check_outboards(world)?;
     world.ok(&["verify", "--full"])?;
     ensure!(forms(world)?.iter().all(|sealed| *sealed), "{:?}", forms(world)?);
     let root = world.perennial.root();
@@ -208,6 +229,24 @@ fn kill_everywhere(args: &'static [&'static str], interrupted: Option<Point>) ->
 #[test]
 fn seal() -> Result<()> {
     kill_everywhere(&["seal", "c"], None)
+}
+
+/// The first version of a big file is sealed with its outboard; two changed ones are to be.
+#[test]
+fn seal_of_a_big_file_that_was_changed_in_place() -> Result<()> {
+    let sites = Sites::with(FsKind::Xfs, &|world, number| {
+        let write = match number {
+            1 => "dd if=/dev/urandom of=/big bs=1000000 count=9".to_owned(),
+            _ => format!("dd if=/dev/urandom of=/big bs=4096 count=3 seek={number}00 conv=notrunc"),
+        };
+        world.ok(&["start", "c", "--", "/bin/sh", "-c", &format!("{write} 2>/dev/null")])?;
+        if number == 1 { world.ok(&["seal", "c"]) } else { Ok(()) }
+    })?;
+    let killed = Killed { sites, args: &["seal", "c"], interrupted: None };
+    let points = Points::from_env(EVERY)?;
+    let done = kill::run(&killed, Fault::KillBeforeChanges, &points, 2).context("a seal of a big file")?;
+    report("a seal of a big file that was changed in place", &points, &done);
+    Ok(())
 }
 
 #[test]

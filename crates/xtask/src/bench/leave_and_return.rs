@@ -5,7 +5,7 @@ use super::environment::Entries;
 use super::memory;
 use super::peers::{Ground, Peer, Tool};
 use super::report::{Report, Sample};
-use super::scratch::Scratch;
+use super::scratch::{Kind, Scratch};
 use super::session::Bench;
 use anyhow::Context as _;
 use std::os::unix::fs::symlink;
@@ -59,7 +59,7 @@ pub(super) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     let total: u64 = options.entries.iter().map(|entries| entries.0).sum();
     let bytes = BYTES_BASE.saturating_add(total.saturating_mul(BYTES_PER_ENTRY));
     let inodes = INODES_BASE.saturating_add(total.saturating_mul(INODES_PER_ENTRY));
-    let scratch = Scratch::create(&root.join("target/bench"), bytes, inodes)?;
+    let scratch = Scratch::create(&root.join("target/bench"), bytes, Kind::Ext4 { inodes })?;
     let report = measure(&scratch, &program, options);
     if report.is_err() {
         remove_podman_mounts(&scratch.path());
@@ -73,7 +73,8 @@ pub(super) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn build(root: &Path) -> anyhow::Result<PathBuf> {
+/// Builds the release binary and returns its path.
+pub(super) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     eprintln!("building the release binary");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -158,7 +159,7 @@ fn home(base: &Path, entries: Entries) -> PathBuf {
 }
 
 /// Makes a root file system of busybox and nothing else.
-fn make_rootfs(rootfs: &Path) -> anyhow::Result<()> {
+pub(super) fn make_rootfs(rootfs: &Path) -> anyhow::Result<()> {
     for directory in ["bin", "bench", "dev", "etc", "proc", "root", "sys", "tmp"] {
         let path = rootfs.join(directory);
         std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;

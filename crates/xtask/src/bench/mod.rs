@@ -9,12 +9,14 @@
 //! session           one run in a container and its two times
 //! peers             how each tool starts a run and saves it
 //! scratch           the journaled file system everything lies on
+//! changed_file      the seal of a big file of which little was changed, beside hashing it
 //! keeping           Perennial as one more tool of the peers' harness
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! memory            what a supervisor holds while its container idles
 //! report            medians, ratios, Markdown
 //! ```
 
+mod changed_file;
 mod command;
 mod environment;
 mod keeping;
@@ -41,6 +43,8 @@ enum Benchmark {
     LeaveAndReturn(leave_and_return::Options),
     /// Saving, keeping and bringing back trees, in the peers' own harness.
     Keeping(keeping::Options),
+    /// The seal of a big file of which a few pages were changed, beside hashing all of it.
+    ChangedFile(changed_file::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -48,5 +52,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     match &options.benchmark {
         Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
         Benchmark::Keeping(options) => keeping::run(root, options),
+        Benchmark::ChangedFile(options) => changed_file::run(root, options),
     }
 }

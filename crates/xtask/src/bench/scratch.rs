@@ -1,4 +1,4 @@
-//! A journaled ext4 in a sparse file, mounted for the length of a benchmark.
+//! A journaled file system in a sparse file, mounted for the length of a benchmark.
 //!
 //! Not the machine's own file system: that may have no journal (deleting and making many files is then several times
 //! slower), may be full, or may discard. Here every tool stands on the same ground.
@@ -6,6 +6,18 @@
 use super::command;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
+
+/// What is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    /// ext4 with room for so many files.
+    Ext4 {
+        /// Number of inodes.
+        inodes: u64,
+    },
+    /// XFS, whose files can share blocks.
+    Xfs,
+}
 
 /// A mounted file system, unmounted and deleted when dropped.
 #[derive(Debug)]
@@ -16,19 +28,29 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes and mounts a file system of `bytes` with room for `inodes` files, in a new directory below `parent`.
-    pub(super) fn create(parent: &Path, bytes: u64, inodes: u64) -> anyhow::Result<Self> {
+    /// Makes and mounts a file system of `bytes` in a new directory below `parent`.
+    pub(super) fn create(parent: &Path, bytes: u64, kind: Kind) -> anyhow::Result<Self> {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(parent)?;
-        let image = directory.path().join("ext4.img");
+        let image = directory.path().join("image");
         let file = std::fs::File::create(&image).with_context(|| format!("cannot create {}", image.display()))?;
         file.set_len(bytes).with_context(|| format!("cannot make {} {bytes} bytes long", image.display()))?;
         drop(file);
         let mut scratch = Self { directory, mounted: false };
-        // Nothing is left for the kernel to initialise in the background while we measure.
-        let arguments = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-N", &inodes.to_string()];
-        let mut mkfs = std::process::Command::new("mkfs.ext4");
-        command::output_of(mkfs.args(arguments).arg(&image))?;
+        let mut mkfs = match kind {
+            Kind::Ext4 { inodes } => {
+                let mut mkfs = std::process::Command::new("mkfs.ext4");
+                // Nothing is left for the kernel to initialise in the background while we measure.
+                mkfs.args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-N", &inodes.to_string()]);
+                mkfs
+            }
+            Kind::Xfs => {
+                let mut mkfs = std::process::Command::new("mkfs.xfs");
+                mkfs.args(["-q", "-m", "reflink=1"]);
+                mkfs
+            }
+        };
+        command::output_of(mkfs.arg(&image))?;
         std::fs::create_dir(scratch.path()).context("cannot create the mount point")?;
         let mut mount = std::process::Command::new("mount");
         command::output_of(mount.args(["-o", "loop"]).arg(&image).arg(scratch.path()))?;
