@@ -166,6 +166,15 @@ pub enum LayerOrigin {
         /// Those layers, newest first.
         of: Vec<LayerId>,
     },
+    /// A part of a generation that was read from an image.
+    Import {
+        /// The container it was read for.
+        container: ContainerId,
+        /// Its name at that time.
+        name: String,
+        /// The image below it.
+        image: Digest,
+    },
 }
 
 /// Two layers of which the newer is to be folded into the older.
