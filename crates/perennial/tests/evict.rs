@@ -5,7 +5,7 @@ mod stage;
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::host::run;
 use serde_json::Value;
-use stage::Stage;
+use stage::{Stage, texts};
 use std::process::Command;
 
 /// Bytes that all contents take on disk.
@@ -95,4 +95,38 @@ fn the_byte_bound_counts_each_content_once() -> Result<()> {
     let left = before - contents(&stage)?;
     ensure!((700_000..800_000).contains(&left), "{left} bytes were freed");
     Ok(())
+}
+
+/// Without any demand for bytes: as soon as what is hidden is worth the metadata, it goes by itself.
+#[test]
+fn what_newer_layers_hide_comes_back_by_itself() -> Result<()> {
+    const LARGE: u64 = 8_000_000;
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box", "--keep", "1"])?;
+    // So many entries below that size alone merges nothing.
+    let many = "mkdir /srv/many; for i in $(seq 200); do echo $i >/srv/many/$i; done";
+    let write = format!("head -c {LARGE} /dev/urandom >/srv/large");
+    stage.sh_ok("web", &format!("mkdir -p /srv; {many}; {write}"))?;
+    stage.quiet()?;
+    stage.ok(&["gc"])?;
+    let first = contents(&stage)?;
+    for run in 2..=4 {
+        stage.sh_ok("web", &write)?;
+        stage.quiet()?;
+        stage.ok(&["gc"])?;
+        let now = contents(&stage)?;
+        ensure!(now <= first + 100_000, "after run {run} contents take {now} bytes instead of {first}");
+    }
+    // Removing much of what is below frees it, too; a little is left until it is worth it.
+    stage.sh_ok("web", "rm /srv/many/1")?;
+    stage.quiet()?;
+    ensure!(texts(&stage.generations("web")?[0], "/layers")?.len() == 2);
+    stage.sh_ok("web", "rm /srv/large")?;
+    stage.quiet()?;
+    stage.ok(&["gc"])?;
+    let left = first - contents(&stage)?;
+    ensure!(left >= LARGE - 100_000, "{left} bytes came back");
+    ensure!(stage.sh_ok("web", "ls /srv; ls /srv/many | wc -l")? == "many\n199\n");
+    stage.ok(&["verify", "--full"])?;
+    stage.ok(&["doctor"]).map(drop)
 }

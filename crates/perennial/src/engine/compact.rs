@@ -11,13 +11,14 @@ use crate::failure::{Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, LayerId};
-use perennial_core::layers::compact::{Compact, Demand, plan_compact, replace};
-use perennial_core::layers::{DEPTH_MAX, Form, LayerKind, LayerRecord, ManifestRef};
+use perennial_core::layers::compact::{Compact, Demand, pairs_together, plan_compact, replace};
+use perennial_core::layers::{DEPTH_MAX, Form, Hides, LayerKind, LayerRecord, ManifestRef};
 use perennial_core::sealed::manifest::Summary;
 use perennial_store::objects::Objects;
-use perennial_store::records::{Transaction, keys};
+use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use perennial_store::sealed::{self, CompactOutcome, CompactRequest};
+use std::os::fd::AsFd as _;
 
 impl Engine {
     /// Merges sealed layers of a container where that is due. The caller holds the container's lock.
@@ -81,8 +82,37 @@ impl Engine {
         let own = container.queue.as_ref().map(Queue::layers).unwrap_or_default();
         let touching = self.generations_with(&own)?;
         let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
-        let sealed = self.mergeable(&own, &touching)?;
+        let mut sealed = self.mergeable(&own, &touching)?;
+        for (top, bottom) in pairs_together(&stacks, &sealed) {
+            let hides = self.hidden_by(top, bottom)?;
+            if let Some(facts) = sealed.get_mut(top) {
+                facts.hides = hides;
+            }
+        }
         Ok(plan_compact(&stacks, &sealed, demand, DEPTH_MAX))
+    }
+
+    /// Bytes of contents that a sealed layer hides of the sealed layer below it: looked up once, then recorded. 0 where that
+    /// cannot be told now.
+    fn hidden_by(&self, top: &LayerId, bottom: &LayerId) -> Result<u64> {
+        let Some(doc) = self.layer(top)? else { return Ok(0) };
+        if let Some(hides) = doc.value.hides.as_ref().filter(|hides| hides.below == *bottom) {
+            return Ok(hides.bytes);
+        }
+        let pair = [top.clone(), bottom.clone()];
+        let Some(_locks) = self.share_without_waiting(&pair)? else { return Ok(0) };
+        // One that is damaged or cannot be mounted here is left as it is.
+        let Ok(trees) = self.open_layers(&pair) else { return Ok(0) };
+        let [tree, below] = trees.as_slice() else { return Ok(0) };
+        let found = sealed::hidden(&self.root, top, (tree.as_fd(), below.as_fd()), &mut || self.must_yield());
+        let Ok(Some(found)) = found else { return Ok(0) };
+        let hides = Some(Hides { below: bottom.clone(), bytes: found.bytes });
+        let (key, record) = (keys::layer(top), LayerRecord { hides, ..doc.value });
+        match self.records.commit(&Transaction::new().expect(&key, doc.revision).put(&key, record.encode())) {
+            // Where it has changed meanwhile, it is found out again.
+            Ok(_) | Err(RecordError::Conflict { .. }) => Ok(found.bytes),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The record of a layer that is made of others, with what its contents take on disk.
