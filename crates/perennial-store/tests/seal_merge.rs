@@ -302,22 +302,22 @@ fn let_go(lab: &SealLab) -> u64 {
 #[test]
 fn what_a_layer_hides_is_what_merging_lets_go() {
     let fs = LoopFs::ext4();
-    let write = |path: PathBuf, seed: u8, length: usize| fs::write(path, content(seed, length)).unwrap();
+    let write = |path: PathBuf, seed: u8, length: usize| common::traps::write(&path, &content(seed, length));
     let build = |root: &Path| {
         for dir in ["gone/deep/er", "again", "stays"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         for (number, name) in
-            ["big", "mode", "gone/a", "gone/deep/er/b", "again/c", "stays/d", "turns", "moved"].into_iter().enumerate()
+            (1_u8..).zip(["big", "mode", "gone/a", "gone/deep/er/b", "again/c", "stays/d", "turns", "moved"])
         {
-            write(root.join(name), number as u8 + 1, 10_000 * (number + 1));
+            write(root.join(name), number, 10_000 * usize::from(number));
         }
         write(root.join("linked"), 100, 64_000);
         fs::hard_link(root.join("linked"), root.join("stays/linked")).unwrap();
         fs::hard_link(root.join("linked"), root.join("gone/linked")).unwrap();
     };
     type Change = fn(&Path);
-    let rewrite = |root: &Path| fs::write(root.join("big"), content(50, 9_000)).unwrap();
+    let rewrite = |root: &Path| common::traps::write(&root.join("big"), &content(50, 9_000));
     let table: [(&str, Change, u64); 9] = [
         ("nothing", |_| {}, 0),
         ("a rewritten file", rewrite, 10_000),
@@ -341,7 +341,7 @@ fn what_a_layer_hides_is_what_merging_lets_go() {
         ),
         ("a file moved", |root| fs::rename(root.join("moved"), root.join("elsewhere")).unwrap(), 0),
         ("one of three names", |root| common::traps::remove(&root.join("linked")), 64_000 / 3),
-        ("a new file", |root| fs::write(root.join("new"), content(60, 5_000)).unwrap(), 0),
+        ("a new file", |root| common::traps::write(&root.join("new"), &content(60, 5_000)), 0),
     ];
     for (number, (what, change, bytes)) in table.into_iter().enumerate() {
         let dir = fs.path().join(number.to_string());
@@ -371,13 +371,13 @@ fn finding_out_what_is_hidden_costs_the_upper_layer() {
             let dir = root.join(format!("d{dir}"));
             fs::create_dir(&dir).unwrap();
             for file in 0..100 {
-                fs::write(dir.join(format!("f{file}")), b"small").unwrap();
+                common::traps::write(&dir.join(format!("f{file}")), b"small");
             }
         }
-        fs::write(root.join("big"), content(1, 1_000_000)).unwrap();
+        common::traps::write(&root.join("big"), &content(1, 1_000_000));
     });
     lab.session(|root| {
-        fs::write(root.join("big"), content(2, 1_000_000)).unwrap();
+        common::traps::write(&root.join("big"), &content(2, 1_000_000));
         common::traps::remove(&root.join("d7"));
     });
     lab.seal(1);

@@ -44,7 +44,7 @@ impl Engine {
             Ok(CompactOutcome::GaveWay) => return Ok(Step::GaveWay),
             Ok(CompactOutcome::Done(made)) => self
                 .record_of(&id, &made.manifest, made.image_bytes)
-                .and_then(|record| Ok(LayerRecord { cold: self.is_any_cold(&plan.of)?, ..record }))
+                .and_then(|record| Ok(LayerRecord { cold: record.cold && self.is_any_cold(&plan.of)?, ..record }))
                 .and_then(|record| self.commit_compaction(&doc.value.id, &plan, &record)),
             Err(error) => Err(Failure::from(error).while_doing("cannot put sealed layers together")),
         };
@@ -115,19 +115,22 @@ impl Engine {
         }
     }
 
-    /// The record of a layer that is made of others, with what its contents take on disk.
+    /// The record of a layer that is made of others, with what its contents take on disk; cold where some are not there.
     fn record_of(&self, id: &LayerId, manifest: &Summary, image_bytes: u64) -> Result<LayerRecord> {
         let objects = Objects::open(&self.root)?;
         let mut named = Vec::new();
         self.sized_objects_of(&self.root.layer_dir(id), &mut |object, size| named.push((object, size)))?;
         let mut bytes = manifest.bytes.saturating_add(image_bytes);
+        let mut cold = false;
         for (object, size) in named {
-            bytes = bytes.saturating_add(objects.stat(&object)?.map_or(size, |stat| stat.allocated));
+            let stat = objects.stat(&object)?;
+            cold |= stat.is_none();
+            bytes = bytes.saturating_add(stat.map_or(size, |stat| stat.allocated));
         }
         let size = (bytes, manifest.counts.entries);
         let record = LayerRecord::of_tree(id.clone(), LayerKind::Delta, size, self.now());
         let manifest = Some(ManifestRef { id: manifest.id, bytes: manifest.bytes });
-        Ok(LayerRecord { form: Form::Sealed, manifest, ..record })
+        Ok(LayerRecord { form: Form::Sealed, manifest, cold, ..record })
     }
 
     /// Puts the new layer in the place of the old ones in every generation that has them all; returns whether it could.
