@@ -10,6 +10,7 @@
 //! peers             how each tool starts a run and saves it
 //! scratch           the journaled file system everything lies on
 //! keeping           Perennial as one more tool of the peers' harness
+//! seal              sealing a first layer beside a walk and BLAKE3
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! memory            what a supervisor holds while its container idles
 //! report            medians, ratios, Markdown
@@ -23,6 +24,7 @@ mod memory;
 mod peers;
 mod report;
 mod scratch;
+mod seal;
 mod session;
 
 use std::path::Path;
@@ -41,6 +43,8 @@ enum Benchmark {
     LeaveAndReturn(leave_and_return::Options),
     /// Saving, keeping and bringing back trees, in the peers' own harness.
     Keeping(keeping::Options),
+    /// Sealing a first layer beside its bound, a walk and BLAKE3, and the memory it holds.
+    Seal(seal::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -48,5 +52,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     match &options.benchmark {
         Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
         Benchmark::Keeping(options) => keeping::run(root, options),
+        Benchmark::Seal(options) => seal::run(root, options),
     }
 }
