@@ -1,5 +1,6 @@
 //! What an OCI image can say of a container, and what has to be left out: decided here, told by `export`.
 
+use crate::id::Digest;
 use crate::image::ImageConfig;
 use crate::process::PATH_DEFAULT;
 use crate::spec::{ContainerSpec, Limits, Network};
@@ -96,6 +97,15 @@ impl ExportReport {
     }
 }
 
+impl ExportReport {
+    /// Returns whether names were left out that a later layer could not take away either: over what was exported, what
+    /// it removed of them would still be there.
+    #[must_use]
+    pub fn leaves_out_names(&self) -> bool {
+        [Loss::WhiteoutName, Loss::PathTooLong].iter().any(|loss| self.losses.contains_key(loss))
+    }
+}
+
 /// What becomes of an extended attribute of a layer or of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttributeFate {
@@ -164,6 +174,51 @@ pub fn exported_config(image: &ImageConfig, spec: &ContainerSpec) -> (ImageConfi
         }
     }
     (config, settings_left_out(spec))
+}
+
+/// Returns the settings of a new container on `base` that runs as an image says: what [`exported_config`] put into it.
+#[must_use]
+pub fn imported_spec(image: &ImageConfig, base: &ImageConfig) -> ContainerSpec {
+    let is_default = |setting: &String| setting.strip_prefix("PATH=") == Some(PATH_DEFAULT);
+    let is_new = |setting: &&String| !base.env.contains(setting) && !is_default(setting);
+    let own = |of_image: &Option<String>, of_base: &Option<String>| of_image.clone().filter(|_| of_image != of_base);
+    let entrypoint = (image.entrypoint != base.entrypoint).then(|| image.entrypoint.clone());
+    // An entrypoint of the container's hides the image's arguments, so then they are its own.
+    let has_own_command = entrypoint.is_some() || image.cmd != base.cmd;
+    ContainerSpec {
+        command: if has_own_command { image.cmd.clone() } else { Vec::new() },
+        entrypoint,
+        env: image.env.iter().filter(is_new).cloned().collect(),
+        user: own(&image.user, &base.user),
+        workdir: own(&image.workdir, &base.workdir),
+        stop_signal: own(&image.stop_signal, &base.stop_signal),
+        ..ContainerSpec::default()
+    }
+}
+
+/// Returns what an image says otherwise about running it than a container does that gets its state.
+#[must_use]
+pub fn settings_not_taken(image: &ImageConfig, own: &ImageConfig) -> Vec<&'static str> {
+    let sorted = |env: &[String]| {
+        let mut env = env.to_vec();
+        env.sort();
+        env
+    };
+    let table = [
+        ("entrypoint", image.entrypoint != own.entrypoint),
+        ("command", image.cmd != own.cmd),
+        ("environment", sorted(&image.env) != sorted(&own.env)),
+        ("user", image.user != own.user),
+        ("working directory", image.workdir != own.workdir),
+        ("stop signal", image.stop_signal != own.stop_signal),
+    ];
+    table.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+/// Returns whether layers, oldest first, begin with those of an image and are not only a part of them.
+#[must_use]
+pub fn begins_with(layers: &[Digest], image: &[Digest]) -> bool {
+    !image.is_empty() && layers.starts_with(image)
 }
 
 fn settings_left_out(spec: &ContainerSpec) -> Vec<&'static str> {

@@ -82,6 +82,18 @@ pub struct LayerRecord {
     /// Why it cannot be sealed and stays a directory, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsealable: Option<String>,
+    /// What it hides of the layer below it, where that has been found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hides: Option<Hides>,
+}
+
+/// What a sealed layer hides of the one directly below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hides {
+    /// That layer.
+    pub below: LayerId,
+    /// Lengths of the contents, in bytes.
+    pub bytes: u64,
 }
 
 impl LayerRecord {
@@ -89,8 +101,8 @@ impl LayerRecord {
     #[must_use]
     pub const fn of_tree(id: LayerId, kind: LayerKind, (bytes, entries): (u64, u64), created_at: Time) -> Self {
         let (form, unresolved, cold) = (Form::Dir, false, false);
-        let (diff_id, manifest, unsealable) = (None, None, None);
-        Self { id, kind, diff_id, bytes, entries, created_at, form, unresolved, cold, manifest, unsealable }
+        let (diff_id, manifest, unsealable, hides) = (None, None, None, None);
+        Self { id, kind, diff_id, bytes, entries, created_at, form, unresolved, cold, manifest, unsealable, hides }
     }
 
     /// Returns its bytes for the record store, with the flags that an older release must understand.
@@ -165,6 +177,15 @@ pub enum LayerOrigin {
     Merged {
         /// Those layers, newest first.
         of: Vec<LayerId>,
+    },
+    /// A part of a generation that was read from an image.
+    Import {
+        /// The container it was read for.
+        container: ContainerId,
+        /// Its name at that time.
+        name: String,
+        /// The image below it.
+        image: Digest,
     },
 }
 

@@ -111,7 +111,7 @@ pub fn plan(facts: &RebuildFacts) -> Rebuilt {
         rebuilt.containers.push(container);
     }
     for (file, _) in &facts.layers {
-        if let LayerOrigin::Run { container, name, .. } = &file.origin
+        if let LayerOrigin::Run { container, name, .. } | LayerOrigin::Import { container, name, .. } = &file.origin
             && !rebuilt.containers.iter().any(|known| known.id == *container)
         {
             findings.push(warning(
@@ -202,7 +202,7 @@ fn became(facts: &RebuildFacts) -> Vec<(&LayerId, &[LayerId])> {
         .iter()
         .filter_map(|(file, _)| match &file.origin {
             LayerOrigin::Merged { of } => Some((&file.id, of.as_slice())),
-            LayerOrigin::Image { .. } | LayerOrigin::Run { .. } => None,
+            LayerOrigin::Image { .. } | LayerOrigin::Run { .. } | LayerOrigin::Import { .. } => None,
         })
         .collect()
 }
@@ -288,7 +288,10 @@ fn later_runs<'a>(
             {
                 Some((*exited_at, file, record))
             }
-            LayerOrigin::Run { .. } | LayerOrigin::Image { .. } | LayerOrigin::Merged { .. } => None,
+            LayerOrigin::Run { .. }
+            | LayerOrigin::Image { .. }
+            | LayerOrigin::Merged { .. }
+            | LayerOrigin::Import { .. } => None,
         })
         .collect();
     later.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
@@ -344,7 +347,7 @@ fn append_later(
 pub fn record_of(file: &LayerFile, manifest: Option<ManifestRef>) -> LayerRecord {
     let (kind, diff_id) = match &file.origin {
         LayerOrigin::Image { diff_id } => (LayerKind::Image, Some(diff_id.clone())),
-        LayerOrigin::Run { .. } | LayerOrigin::Merged { .. } => (LayerKind::Delta, None),
+        LayerOrigin::Run { .. } | LayerOrigin::Merged { .. } | LayerOrigin::Import { .. } => (LayerKind::Delta, None),
     };
     LayerRecord {
         diff_id,

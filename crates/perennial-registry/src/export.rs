@@ -90,6 +90,19 @@ pub struct Written {
     pub bytes: u64,
 }
 
+/// Returns the digest that a layer of these entries has, uncompressed, and writes nothing.
+///
+/// # Errors
+/// As `fill`.
+pub fn diff_id<E: From<io::Error>>(fill: impl FnOnce(&mut TarWriter<'_>) -> Result<(), E>) -> Result<Digest, E> {
+    let mut summed = HashWriter::new(io::sink());
+    let mut tar = TarWriter::new(&mut summed);
+    fill(&mut tar)?;
+    tar.finish()?;
+    let (_, digest, _) = summed.finish();
+    Ok(digest)
+}
+
 /// An image that is being written. Dropped before [`ImageWriter::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct ImageWriter {

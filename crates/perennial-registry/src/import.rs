@@ -21,6 +21,7 @@ use crate::source::Source;
 use crate::tarball::TarError;
 use perennial_core::id::Digest;
 use perennial_core::image::ImageConfig;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,17 @@ pub struct Imported {
     pub source: String,
     /// What people should know, such as attributes that could not be kept.
     pub notes: Vec<String>,
+}
+
+/// An image as its documents describe it; nothing of its layers has been read.
+#[derive(Debug, Clone)]
+pub struct Outline {
+    /// What it says about running it.
+    pub config: ImageConfig,
+    /// Digests of its uncompressed layers, oldest first.
+    pub diff_ids: Vec<Digest>,
+    /// What its manifest says besides; empty where the source had none.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// One layer of an imported image.
@@ -226,6 +238,7 @@ pub(crate) struct Described {
     pub(crate) config: ImageConfig,
     /// Oldest first.
     pub(crate) layers: Vec<DescribedLayer>,
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// A layer to be read.
@@ -267,6 +280,30 @@ pub fn import(
         }
         Source::Rootfs { path } => rootfs::import(path, options, target, progress),
     }
+}
+
+/// Returns what an image's documents say, checked as for [`import`]; a root file system has none.
+///
+/// # Errors
+/// When the source is not there, is not an image, or its documents are damaged or not for this platform.
+pub fn outline(source: &Source, options: &ImportOptions) -> Result<Outline, ImportError> {
+    let described = match source {
+        Source::Oci { path, tag } => {
+            documents::layout(&DirectoryBlobs { root: path.clone() }, path, tag.as_deref(), options)?
+        }
+        Source::OciArchive { path, tag } => {
+            documents::layout(&open_archive(path, options)?, path, tag.as_deref(), options)?
+        }
+        Source::DockerArchive { path, reference } => {
+            documents::docker(&open_archive(path, options)?, path, reference.as_deref())?
+        }
+        Source::Rootfs { path } => {
+            let (path, expected, missing) = (path.clone(), "an image", "description of layers");
+            return Err(ImportError::NotThat { path, expected, missing });
+        }
+    };
+    let Described { config, layers, annotations, .. } = described;
+    Ok(Outline { config, diff_ids: layers.into_iter().map(|layer| layer.diff_id).collect(), annotations })
 }
 
 pub(crate) use documents::{describe, digest_of};

@@ -31,7 +31,8 @@ mod tarball;
 pub use apply::{ApplyError, Limits, LinkReason};
 pub use beneath::NameError;
 pub use import::{
-    ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, LayerTree, TargetError, import,
+    ImportError, ImportOptions, Imported, ImportedLayer, LayerKey, LayerTarget, LayerTree, Outline, TargetError,
+    import, outline,
 };
 pub use manifest::{ManifestError, Platform};
 pub use progress::{Event, Phase, Progress};

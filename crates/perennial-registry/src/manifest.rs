@@ -155,13 +155,15 @@ pub(crate) struct Document {
     pub(crate) manifests: Option<Vec<Descriptor>>,
     pub(crate) config: Option<Descriptor>,
     pub(crate) layers: Option<Vec<Descriptor>>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// What a document turned out to be.
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
     Index(Vec<Descriptor>),
-    Image { config: Descriptor, layers: Vec<Descriptor> },
+    Image { config: Descriptor, layers: Vec<Descriptor>, annotations: BTreeMap<String, String> },
 }
 
 /// Why a document describes no image we can run.
@@ -239,7 +241,7 @@ impl Document {
                 if let Some(layer) = layers.iter().find(is_known) {
                     return Err(ManifestError::Layer { media_type: layer.media_type.clone() });
                 }
-                Ok(Kind::Image { config, layers })
+                Ok(Kind::Image { config, layers, annotations: self.annotations })
             }
             _ => Err(ManifestError::Schema),
         }

@@ -54,6 +54,11 @@ fn every_origin_of_a_layer_survives_a_round_trip() {
     for origin in [
         LayerOrigin::Image { diff_id: Digest::from_sha256(&[3; 32]) },
         LayerOrigin::Merged { of: vec![layer(2), layer(1)] },
+        LayerOrigin::Import {
+            container: ContainerId::from_random([3; 8]),
+            name: "web".into(),
+            image: Digest::from_sha256(&[1; 32]),
+        },
     ] {
         let created_at = "2026-11-22T19:10:00Z".parse().unwrap();
         let file = LayerFile { id: layer(3), created_at, origin, bytes: 1, entries: 1, unresolved: false };

@@ -8,11 +8,12 @@ use common::{Listing, LoopFs, assert_same, listing, open, sessions};
 use perennial_core::id::LayerId;
 use perennial_core::layers::Form;
 use perennial_core::sealed::entry::{Content, DirectorySource as _, Item, Node};
+use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_store::layer::{self, LayerOrigin};
 use perennial_store::sealed::{
-    CompactOutcome, CompactRequest, Compacted, LayerFiles, MANIFEST, SealError, UnpackRequest, compact, freed,
-    objects_of_merge, unpack,
+    CompactOutcome, CompactRequest, Compacted, Hidden, LayerFiles, MANIFEST, SealError, UnpackRequest, compact, freed,
+    hidden, objects_of_merge, unpack,
 };
 use perennial_store::tree::{self, Measure, TreeError};
 use rustix::fd::AsFd as _;
@@ -269,4 +270,121 @@ fn what_an_eviction_frees_is_known_before_and_is_what_the_merge_leaves_out() {
     merged(&lab, 1, 3, &new_id(1));
     let after = freed(&lab.root, &lab.objects, (&ids[1..], &[ids[0].clone(), new_id(1)]), &[].into()).unwrap();
     assert_eq!(after, told);
+}
+
+/// A content of its own, so many bytes long.
+fn content(seed: u8, length: usize) -> Vec<u8> {
+    let mut bytes = vec![seed; length];
+    bytes[..8].copy_from_slice(&u64::from(seed).to_be_bytes());
+    bytes
+}
+
+fn hide(lab: &SealLab) -> Hidden {
+    let fds = lab.open(&lab.stack);
+    let [top, below, ..] = fds.as_slice() else { panic!("two layers") };
+    hidden(&lab.root, &lab.stack[0].0, (top.as_fd(), below.as_fd()), &mut || false).unwrap().unwrap()
+}
+
+/// Lengths of the contents that the two newest layers have and their merge has not.
+fn let_go(lab: &SealLab) -> u64 {
+    let of: Vec<LayerId> = lab.stack[..2].iter().map(|(id, _)| id.clone()).collect();
+    let below = lab.open(&lab.stack[2..]);
+    let kept = objects_of_merge(&lab.root, &of, &sessions::borrowed(&below)).unwrap();
+    let mut gone = std::collections::BTreeMap::new();
+    for id in &of {
+        let files = LayerFiles::open(&lab.root.layer_dir(id)).unwrap();
+        let table = ObjectTable::open(files.manifest().unwrap().unwrap()).unwrap();
+        gone.extend(table.iter().map(Result::unwrap).filter(|(object, _)| !kept.contains(object)));
+    }
+    gone.values().sum()
+}
+
+#[test]
+fn what_a_layer_hides_is_what_merging_lets_go() {
+    let fs = LoopFs::ext4();
+    let write = |path: PathBuf, seed: u8, length: usize| common::traps::write(&path, &content(seed, length));
+    let build = |root: &Path| {
+        for dir in ["gone/deep/er", "again", "stays"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        for (number, name) in
+            (1_u8..).zip(["big", "mode", "gone/a", "gone/deep/er/b", "again/c", "stays/d", "turns", "moved"])
+        {
+            write(root.join(name), number, 10_000 * usize::from(number));
+        }
+        write(root.join("linked"), 100, 64_000);
+        fs::hard_link(root.join("linked"), root.join("stays/linked")).unwrap();
+        fs::hard_link(root.join("linked"), root.join("gone/linked")).unwrap();
+    };
+    type Change = fn(&Path);
+    let rewrite = |root: &Path| common::traps::write(&root.join("big"), &content(50, 9_000));
+    let table: [(&str, Change, u64); 9] = [
+        ("nothing", |_| {}, 0),
+        ("a rewritten file", rewrite, 10_000),
+        ("a mode", |root| common::traps::chmod(&root.join("mode"), 0o600), 0),
+        ("a directory removed", |root| common::traps::remove(&root.join("gone")), 30_000 + 40_000 + 64_000 / 3),
+        (
+            "a directory made anew",
+            |root| {
+                common::traps::remove(&root.join("again"));
+                fs::create_dir(root.join("again")).unwrap();
+            },
+            50_000,
+        ),
+        (
+            "a file that became a directory",
+            |root| {
+                common::traps::remove(&root.join("turns"));
+                fs::create_dir(root.join("turns")).unwrap();
+            },
+            70_000,
+        ),
+        ("a file moved", |root| fs::rename(root.join("moved"), root.join("elsewhere")).unwrap(), 0),
+        ("one of three names", |root| common::traps::remove(&root.join("linked")), 64_000 / 3),
+        ("a new file", |root| common::traps::write(&root.join("new"), &content(60, 5_000)), 0),
+    ];
+    for (number, (what, change, bytes)) in table.into_iter().enumerate() {
+        let dir = fs.path().join(number.to_string());
+        fs::create_dir(&dir).unwrap();
+        let mut lab = SealLab::new(&dir);
+        lab.layer(build);
+        lab.session(change);
+        lab.seal(1);
+        lab.seal(0);
+        lab.drop_trees();
+        let found = hide(&lab);
+        assert_eq!((found.bytes, found.is_complete), (bytes, true), "{what}");
+        // Of a file with several names that is not wholly hidden only the share of those that are is counted.
+        if !what.contains("removed") && !what.contains("names") {
+            assert_eq!(found.bytes, let_go(&lab), "{what}");
+        }
+    }
+}
+
+/// What is looked at is bound by what the upper layer has and hides, not by what there is below.
+#[test]
+fn finding_out_what_is_hidden_costs_the_upper_layer() {
+    let fs = LoopFs::ext4();
+    let mut lab = SealLab::new(&fs.path());
+    lab.layer(|root| {
+        for dir in 0..50 {
+            let dir = root.join(format!("d{dir}"));
+            fs::create_dir(&dir).unwrap();
+            for file in 0..100 {
+                common::traps::write(&dir.join(format!("f{file}")), b"small");
+            }
+        }
+        common::traps::write(&root.join("big"), &content(1, 1_000_000));
+    });
+    lab.session(|root| {
+        common::traps::write(&root.join("big"), &content(2, 1_000_000));
+        common::traps::remove(&root.join("d7"));
+    });
+    lab.seal(1);
+    lab.seal(0);
+    lab.drop_trees();
+    assert_eq!(hide(&lab), Hidden { bytes: 1_000_000, looks: 1 + 1 + 100, is_complete: true });
+    let fds = lab.open(&lab.stack);
+    let gave_way = hidden(&lab.root, &lab.stack[0].0, (fds[0].as_fd(), fds[1].as_fd()), &mut || true).unwrap();
+    assert_eq!(gave_way, Some(hide(&lab)), "a layer without directories asks nobody");
 }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::tree::{TreeListing, ensure_equal};
 use serde_json::Value;
+use stage::terminal::Terminal;
 use stage::{IDLE, MODES, Stage, names};
 use std::collections::BTreeSet;
 use std::fs;
@@ -310,5 +311,35 @@ fn records_made_again_from_the_layers_know_that_there_are_packs() -> Result<()> 
         stage.ok(&["cp", &format!("web@{seq}:/own"), copy.to_str().context("UTF-8")?])?;
         assert_eq!(fs::read(&copy)?.len(), 5002, "generation {seq}");
     }
+    Ok(())
+}
+
+/// A start that thaws shows how far it is, and only where somebody looks.
+#[test]
+fn a_start_that_thaws_shows_it_on_a_terminal_and_nowhere_else() -> Result<()> {
+    let stage = Stage::new()?;
+    for number in 1..=3 {
+        stage.sh_ok("web", &format!("head -c 300000 /dev/urandom >/own; echo {number} >/number"))?;
+    }
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "web", "--hot", "1"])?;
+    for (args, end) in [
+        (&["run", "look", "--", "cat", "/number"][..], "1"),
+        (&["start", "look", "--detach", "--", "sleep", "1000"], "look is running"),
+        (&["cp", "web@1:/number", "/dev/null/nowhere"], "not a directory"),
+    ] {
+        ensure!(cold(&stage, "web")?.contains(&1), "{:?}", cold(&stage, "web")?);
+        stage.ok(&["fork", "web@1", "look"])?;
+        let mut terminal = Terminal::run(&stage, args)?;
+        terminal.expect("taking contents out of packs")?;
+        terminal.expect(end)?;
+        terminal.wait()?;
+        stage.ok(&["rm", "--force", "look"])?;
+        stage.quiet()?;
+        stage.ok(&["pack", "web", "--hot", "1"])?;
+    }
+    stage.ok(&["fork", "web@1", "look"])?;
+    let silent = stage.ok(&["run", "look", "--", "cat", "/number"])?;
+    ensure!((silent.out().as_str(), silent.err().as_str()) == ("1\n", ""), "{:?} {:?}", silent.out(), silent.err());
     Ok(())
 }

@@ -5,118 +5,17 @@
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
-use perennial_testkit::actor::{self, ACTOR};
 use perennial_testkit::host::{run, wait_until};
 use perennial_testkit::loopfs::{FsKind, LoopFs};
 use perennial_testkit::traps;
 use perennial_testkit::tree::{Difference, Field, TreeListing, ensure_equal_but};
 use serde_json::Value;
+use stage::trapped::{Podman, Trapped, ensure_complete, is_named, path_of};
 use stage::{IDLE, SOON, Stage, write};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
-
-/// Bytes of the file systems that the tests run on; the files are sparse.
-const DISK_BYTES: u64 = 2 << 30;
-
-/// A container with every trap in two runs, and what its last run has left.
-struct Trapped {
-    stage: Stage,
-    actor: String,
-    capabilities: Vec<&'static str>,
-    left: TreeListing,
-    _disk: LoopFs,
-}
-
-impl Trapped {
-    fn new(seal: &str, capabilities: Vec<&'static str>) -> Result<Self> {
-        let disk = LoopFs::new(FsKind::Ext4, DISK_BYTES)?;
-        let stage = Stage::empty_in(&disk.path())?;
-        let rootfs = stage.rootfs("rootfs")?;
-        let actor = actor::fill_trapped_rootfs(&rootfs, ACTOR)?;
-        stage.import(&rootfs, "box")?;
-        fs::remove_dir_all(&rootfs)?;
-        let actor = actor.display().to_string();
-        let mut trapped = Self { stage, actor, capabilities, left: TreeListing::default(), _disk: disk };
-        trapped.create("web", "box", seal)?;
-        for number in 1..=2 {
-            trapped.stage.ok(&["start", "web", "--detach"])?;
-            trapped.stage.ok(&["exec", "web", ACTOR, "stage", &number.to_string()])?;
-            trapped.left = trapped.stage.seen_in("web")?;
-            trapped.stage.ok(&["stop", "web"])?;
-            trapped.stage.quiet()?;
-        }
-        Ok(trapped)
-    }
-
-    /// With all traps but those that keep a layer from being sealed.
-    fn sealed() -> Result<Self> {
-        let mut capabilities = traps::capabilities();
-        capabilities.retain(|capability| !capability.contains("IMMUTABLE"));
-        Self::new("auto", capabilities)
-    }
-
-    fn create(&self, name: &str, image: &str, seal: &str) -> Result<()> {
-        let volume = format!("{}:{ACTOR}:ro", self.actor);
-        let mut args = vec!["create", name, "--image", image, "--volume", &volume, "--seal", seal];
-        for capability in &self.capabilities {
-            args.extend(["--cap-add", capability]);
-        }
-        args.extend(["--", "sh", "-c", IDLE]);
-        self.stage.ok(&args).map(drop)
-    }
-
-    /// Exports the container, and brings the image back as that of a new container, whose tree is returned.
-    fn regrow(&self, name: &str, options: &[&str]) -> Result<(Value, TreeListing)> {
-        let directory = self.stage.path(name);
-        let destination = format!("oci:{}", directory.display());
-        let said: Value = self.stage.json(&[&["export", "web", &destination], options].concat())?;
-        self.stage.import_from(&destination, name)?;
-        self.create(name, name, "never")?;
-        self.stage.ok(&["start", name, "--detach"])?;
-        let found = self.stage.seen_in(name)?;
-        self.stage.ok(&["stop", name])?;
-        Ok((said, found))
-    }
-}
-
-/// Returns a path of a report, which is given as bytes too where it is not text.
-fn path_of(value: &Value) -> Vec<u8> {
-    match value["path_bytes"].as_array() {
-        Some(bytes) => bytes.iter().filter_map(|byte| u8::try_from(byte.as_u64()?).ok()).collect(),
-        None => value["path"].as_str().unwrap_or_default().as_bytes().to_vec(),
-    }
-}
-
-/// Returns whether a difference is named by the report.
-fn is_named(said: &Value, difference: &Difference) -> bool {
-    let path = [b"/", difference.path.0.as_slice()].concat();
-    let paths = |loss: &str| -> Vec<Vec<u8>> {
-        let list = said["not_said"]["entries"][loss]["paths"].as_array().cloned().unwrap_or_default();
-        list.iter().map(path_of).collect()
-    };
-    let has = |loss: &str| paths(loss).contains(&path);
-    let is_below =
-        |loss: &str| paths(loss).iter().any(|top| path == *top || path.starts_with(&[top.as_slice(), b"/"].concat()));
-    match &difference.field {
-        Field::Missing => has("socket") || is_below("whiteout_name") || is_below("path_too_long"),
-        Field::Flags => has("inode_flags"),
-        Field::Xattr(_) => has("union_attribute") || has("attribute"),
-        Field::Holes => has("holes"),
-        Field::Extra
-        | Field::Kind
-        | Field::Mode
-        | Field::Uid
-        | Field::Gid
-        | Field::Size
-        | Field::Mtime
-        | Field::Content
-        | Field::Target
-        | Field::Device
-        | Field::Links => false,
-    }
-}
 
 /// Returns whether a difference in another engine is named by the report. The time of the root is when it was unpacked.
 fn is_named_for_others(said: &Value, difference: &Difference) -> bool {
@@ -142,15 +41,6 @@ fn is_named_for_others(said: &Value, difference: &Difference) -> bool {
         | Field::Holes
         | Field::Flags => is_named(said, difference),
     }
-}
-
-/// Fails where a report is cut short, since what is not listed could not be told from what is not named.
-fn ensure_complete(said: &Value) -> Result<()> {
-    for (loss, lost) in said["not_said"]["entries"].as_object().into_iter().flatten() {
-        let listed = lost["paths"].as_array().map_or(0, Vec::len) as u64;
-        ensure!(lost["count"].as_u64() == Some(listed), "{loss}: {lost}");
-    }
-    Ok(())
 }
 
 /// What the options of a case are, and how many layers it has.
@@ -192,45 +82,6 @@ fn what_is_exported_from_sealed_layers_returns_but_for_what_the_report_names() -
 fn layers_that_meant_nothing_alone_are_resolved_and_exported() -> Result<()> {
     let trapped = Trapped::new("auto", traps::capabilities())?;
     everything_returns(&trapped, &WAYS[..2])
-}
-
-/// Another engine with a store of its own, which is gone with this.
-struct Podman<'a> {
-    root: PathBuf,
-    driver: &'a str,
-    /// It takes no longer path for what it runs.
-    run_root: TempDir,
-}
-
-impl<'a> Podman<'a> {
-    fn new(root: PathBuf, driver: &'a str) -> Result<Self> {
-        Ok(Self { root, driver, run_root: TempDir::with_prefix_in("podman-", "/tmp")? })
-    }
-
-    fn ok(&self, args: &[&str]) -> Result<String> {
-        let mut command = Command::new("podman");
-        command.arg("--root").arg(&self.root).arg("--runroot").arg(self.run_root.path());
-        command.args([
-            "--storage-driver",
-            self.driver,
-            "--cgroup-manager",
-            "cgroupfs",
-            "--events-backend",
-            "file",
-            "--runtime",
-            "runc",
-        ]);
-        let done = run(command.args(args)).context("podman (Debian package podman)")?;
-        Ok(String::from_utf8(done.stdout)?)
-    }
-}
-
-impl Drop for Podman<'_> {
-    fn drop(&mut self) {
-        // Mounts and all; what cannot be removed shows when the directory is.
-        drop(self.ok(&["image", "unmount", "--all"]));
-        drop(self.ok(&["system", "reset", "--force"]));
-    }
 }
 
 #[test]

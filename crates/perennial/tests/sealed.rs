@@ -417,3 +417,55 @@ fn many_exits_and_evictions_leave_one_shallow_sealed_stack() -> Result<()> {
 fn is_zeros(path: &Path) -> bool {
     fs::read(path).is_ok_and(|content| content.len() < 1100 && content.iter().all(|byte| *byte == 0))
 }
+
+/// The niceness of each thread of a process.
+fn niceness(pid: &str) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for thread in names(&Path::new("/proc").join(pid).join("task"))? {
+        // A thread that has ended since has none.
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+        // The second field is a name in brackets, which may hold anything; the niceness is the 19th.
+        let field = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16));
+        found.extend(field.map(str::parse::<i32>).transpose()?);
+    }
+    Ok(found)
+}
+
+fn supervisor_of(stage: &Stage) -> Result<Option<String>> {
+    let root = stage.root().display().to_string();
+    for pid in names(Path::new("/proc"))?.into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if words.contains(&b"__supervise".as_slice()) && words.contains(&root.as_bytes()) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
+/// Every thread that seals does so as nice as can be; what is asked for is not held back.
+#[test]
+fn sealing_by_itself_has_the_lowest_priority() -> Result<()> {
+    let stage = Stage::new()?;
+    let many = "mkdir /many; for i in $(seq 1500); do head -c 5000 /dev/zero >/many/$i; echo $i >>/many/$i; done";
+    stage.sh_ok("web", many)?;
+    let layer = texts(&stage.generation("web", 1)?, "/layers")?.remove(0);
+    let directory = stage.root().join("layers").join(&layer);
+    let is_sealing = || directory.join(".manifest.new").exists();
+    let mut samples = 0;
+    wait_until("it is sealed", SOON, || {
+        if let Some(pid) = supervisor_of(&stage)?
+            && is_sealing()
+        {
+            let nice = niceness(&pid)?;
+            // It may have ended meanwhile.
+            if is_sealing() && !nice.is_empty() {
+                ensure!(nice.iter().all(|nice| *nice == 19), "{nice:?}");
+                samples += 1;
+            }
+        }
+        Ok(directory.join("meta.erofs").exists())
+    })?;
+    ensure!(samples > 0, "it was not seen sealing");
+    stage.quiet()
+}

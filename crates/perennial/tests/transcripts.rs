@@ -27,6 +27,11 @@ fn fork_pin_and_mark() -> Result<()> {
     play("fork-pin-mark")
 }
 
+#[test]
+fn export_and_import() -> Result<()> {
+    play("export-import")
+}
+
 /// Plays a transcript and compares what is printed.
 fn play(name: &str) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/transcripts").join(format!("{name}.txt"));
@@ -54,7 +59,7 @@ fn shell(stage: &Stage, line: &str) -> Result<String> {
     let line = line.replace("box.tar", &stage::box_tar()?.display().to_string());
     let mut command = Command::new("sh");
     let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", program.parent().unwrap_or(Path::new("/")).display());
-    command.args(["-c", &line]).env("PATH", path).env("PERENNIAL_ROOT", stage.root());
+    command.args(["-c", &line]).current_dir(stage.path(".")).env("PATH", path).env("PERENNIAL_ROOT", stage.root());
     command.env("SUDO_USER", "ada").env("SUDO_UID", "1000").env_remove("COLUMNS");
     let output = command.output()?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

@@ -123,6 +123,8 @@ pub enum Kind {
     Fork,
     /// The same layers on another image (A30).
     Rebase,
+    /// Read from an image that was written elsewhere.
+    Import,
     /// Taken by hand.
     Manual,
     /// Taken by a time rule.

@@ -24,7 +24,9 @@
 //! entry has one layer less below it afterwards. Where growth has nothing to do, `sⱼ > 2 × (s₁ + … + sⱼ₋₁)`, so there are
 //! at most `log₃ N + 1` layers together, where `N` is the number of their entries. So each entry that is ever sealed
 //! causes at most `3 × (log₃ N + 1)` entries to be written by growth, and the like for each stack that depth made a copy
-//! for; what waste writes is at most what the runs wrote and then hid, each byte once. A large bottom layer is written
+//! for; what waste writes is at most what the runs wrote and then hid, each byte once. To know what a layer hides costs a
+//! look at each of its entries and at what they hide, bounded by [`looks_max`], once for each pair of layers: the answer
+//! is kept in the upper one's record. A large bottom layer is written
 //! again only after half of its size has come on top of it, or its worth in bytes been freed.
 
 use crate::id::LayerId;
@@ -35,6 +37,26 @@ use alloc::vec::Vec;
 /// Metadata written for an entry, in bytes: 64 bytes of inode, the directory entry, the name of its object in the
 /// manifest and in a redirect, and room for attributes.
 pub const METADATA_BYTES_PER_ENTRY: u64 = 384;
+
+/// Returns how many entries of a layer are looked at to find out what one of so many entries above it hides. A look costs
+/// much less than an entry written, so this is within the bound of growth but for a constant for each layer.
+#[must_use]
+pub const fn looks_max(entries: u64) -> u64 {
+    const FOR_EACH_ENTRY: u64 = 4;
+    /// A directory that one name hides: its contents are worth rewriting so many entries at an average of 6 kB.
+    const FOR_EACH_LAYER: u64 = 1 << 16;
+    entries.saturating_mul(FOR_EACH_ENTRY).saturating_add(FOR_EACH_LAYER)
+}
+
+/// Returns the adjacent layers, the newer one first, of which the first two rules have to know what the upper hides.
+#[must_use]
+pub fn pairs_together<'a>(
+    stacks: &[&'a [LayerId]],
+    sealed: &BTreeMap<LayerId, SealedFacts>,
+) -> BTreeSet<(&'a LayerId, &'a LayerId)> {
+    let found = Occurrences::count(stacks, sealed);
+    found.pairs.keys().filter(|(top, bottom)| found.are_together(top, bottom)).copied().collect()
+}
 
 /// How much larger than everything above it a layer may be and still be merged with it.
 const GROWTH: u64 = 2;

@@ -47,6 +47,31 @@ pub fn plan_repack(packs: &[PackUse]) -> RepackPlan {
     }
 }
 
+/// What packs lose when less is needed of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackLoss {
+    /// Packs of which nothing is needed afterwards: they go at once.
+    pub removed: Vec<ObjectId>,
+    /// Bytes of other packs that are needed before and not afterwards: they stay until those packs are written anew.
+    pub waiting_bytes: u64,
+}
+
+/// Says what packs lose from one use to another of the same packs.
+#[must_use]
+pub fn pack_loss(before: &[PackUse], after: &[PackUse]) -> PackLoss {
+    let mut loss = PackLoss::default();
+    for pack in after {
+        let live_before = before.iter().find(|other| other.pack == pack.pack).map_or(0, |other| other.live_bytes);
+        if pack.live_bytes == 0 {
+            loss.removed.push(pack.pack);
+        } else {
+            let lost = live_before.saturating_sub(pack.live_bytes);
+            loss.waiting_bytes = loss.waiting_bytes.saturating_add(lost);
+        }
+    }
+    loss
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +97,15 @@ mod tests {
         ]);
         assert_eq!((numbers(&plan.remove), numbers(&plan.rewrite)), (alloc::vec![1], alloc::vec![2, 4]));
         assert_eq!(plan_repack(&[]), RepackPlan::default());
+    }
+
+    #[test]
+    fn what_packs_lose_goes_with_them_or_waits() {
+        let before = [pack(1, 100, 90), pack(2, 100, 50), pack(3, 100, 0), pack(4, 100, 70)];
+        let after = [pack(1, 100, 0), pack(2, 100, 30), pack(3, 100, 0), pack(4, 100, 70)];
+        let loss = pack_loss(&before, &after);
+        assert_eq!((numbers(&loss.removed), loss.waiting_bytes), (alloc::vec![1, 3], 20));
+        assert_eq!(pack_loss(&[], &[]), PackLoss::default());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What an exported image says, and what it leaves out.
 
 use perennial_core::export::{
-    AttributeFate, ExportReport, FoundIn, Loss, PATHS_MAX, default_tag, exported_config, fate_of,
+    AttributeFate, ExportReport, FoundIn, Loss, PATHS_MAX, begins_with, default_tag, exported_config, fate_of,
+    imported_spec, settings_not_taken,
 };
+use perennial_core::id::Digest;
 use perennial_core::image::ImageConfig;
 use perennial_core::spec::{ContainerSpec, Network};
 
@@ -44,6 +46,60 @@ fn settings_of_the_container_stand_over_those_of_the_image() {
     let spec = ContainerSpec { entrypoint: Some(texts(&["/mine", "-x"])), ..ContainerSpec::default() };
     let (config, _) = exported_config(&image(), &spec);
     assert_eq!((config.entrypoint, config.cmd), (texts(&["/mine", "-x"]), vec![]));
+}
+
+/// What an image says of a container is what the container imported from it says of the next image.
+#[test]
+fn settings_survive_export_and_import() {
+    let own = |change: fn(&mut ContainerSpec)| {
+        let mut spec = ContainerSpec::default();
+        change(&mut spec);
+        spec
+    };
+    let specs = [
+        own(|_| {}),
+        own(|spec| spec.command = texts(&["other"])),
+        own(|spec| spec.entrypoint = Some(texts(&["/mine"]))),
+        own(|spec| (spec.entrypoint, spec.command) = (Some(texts(&["/mine"])), texts(&["serve"]))),
+        own(|spec| spec.entrypoint = Some(vec![])),
+        own(|spec| spec.env = texts(&["A=2", "B=3"])),
+        own(|spec| (spec.user, spec.workdir) = (Some("0".into()), Some("/".into()))),
+        own(|spec| spec.stop_signal = Some("SIGHUP".into())),
+    ];
+    for base in [image(), ImageConfig::default()] {
+        for spec in &specs {
+            let (exported, _) = exported_config(&base, spec);
+            let again = imported_spec(&exported, &base);
+            let (mut exported_again, _) = exported_config(&base, &again);
+            // Only the order of the environment may differ.
+            exported_again.env.sort();
+            let mut sorted = exported.clone();
+            sorted.env.sort();
+            assert_eq!(exported_again, sorted, "{spec:?} on {base:?} became {again:?}");
+            assert_eq!(settings_not_taken(&exported, &exported_again), Vec::<&str>::new());
+        }
+    }
+    assert_eq!(imported_spec(&image(), &image()), ContainerSpec::default());
+    let (other, _) = exported_config(&image(), &specs[1]);
+    assert_eq!(settings_not_taken(&other, &image()), ["command"]);
+    let (other, _) = exported_config(&image(), &specs[5]);
+    assert_eq!(settings_not_taken(&other, &image()), ["environment"]);
+}
+
+#[test]
+fn layers_are_recognised_by_those_they_begin_with() {
+    let digests = |numbers: &[u8]| -> Vec<Digest> { numbers.iter().map(|n| Digest::from_sha256(&[*n; 32])).collect() };
+    let table: [(&[u8], &[u8], bool); 6] = [
+        (&[1, 2, 3], &[1, 2], true),
+        (&[1, 2], &[1, 2], true),
+        (&[1], &[1, 2], false),
+        (&[2, 1, 3], &[1, 2], false),
+        (&[1, 2], &[], false),
+        (&[], &[1], false),
+    ];
+    for (layers, image, expected) in table {
+        assert_eq!(begins_with(&digests(layers), &digests(image)), expected, "{layers:?} on {image:?}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::digest;
 use crate::manifest::{self, DOCUMENT_BYTES_MAX, Descriptor, Document, INDEX_DEPTH_MAX, Kind, ManifestError};
 use perennial_core::id::Digest;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -73,9 +74,10 @@ pub(crate) fn describe(
         let document: Document = manifest::parse("manifest", &bytes)?;
         match document.kind()? {
             Kind::Index(offers) => at = manifest::choose(&offers, &options.platform)?.clone(),
-            Kind::Image { config, layers } => {
+            Kind::Image { config, layers, annotations } => {
                 let config = fetch(&config, "configuration")?;
-                return image(digest_of(&at)?, &config, &layers);
+                let described = image(digest_of(&at)?, &config, &layers)?;
+                return Ok(Described { annotations, ..described });
             }
         }
     }
@@ -92,7 +94,7 @@ fn image(digest: Digest, config: &[u8], layers: &[Descriptor]) -> Result<Describ
         Ok(DescribedLayer { blob: BlobName::Digest(digest_of(layer)?), size: Some(layer.size), diff_id })
     };
     let layers = layers.iter().zip(diff_ids).map(layer).collect::<Result<_, ImportError>>()?;
-    Ok(Described { digest, config, layers })
+    Ok(Described { digest, config, layers, annotations: BTreeMap::new() })
 }
 
 /// One image of `manifest.json`.
@@ -133,7 +135,8 @@ pub(super) fn docker(blobs: &dyn Blobs, path: &Path, reference: Option<&str>) ->
         return Err(ManifestError::LayerCount { diff_ids: diff_ids.len(), layers: paths.len() }.into());
     }
     let layer = |(path, diff_id)| DescribedLayer { blob: BlobName::Path(path), size: None, diff_id };
-    Ok(Described { digest, config, layers: paths.into_iter().zip(diff_ids).map(layer).collect() })
+    let layers = paths.into_iter().zip(diff_ids).map(layer).collect();
+    Ok(Described { digest, config, layers, annotations: BTreeMap::new() })
 }
 
 /// Checks a configuration whose path is its digest, as all writers name it.

@@ -40,6 +40,23 @@ impl Packer {
         Ok(plan_repack(&self.cold.uses(&needed)?))
     }
 
+    /// Removes packs of which nothing is needed, and nothing else; returns them with their lengths in bytes.
+    ///
+    /// # Errors
+    /// [`ColdError`].
+    pub fn remove_unneeded(
+        &mut self,
+        root: &Root,
+        is_needed: &mut dyn FnMut(&ObjectId) -> bool,
+    ) -> Result<Vec<(ObjectId, u64)>, ColdError> {
+        let plan = self.plan_repack(is_needed)?;
+        let mut repacked = Repacked::default();
+        for pack in &plan.remove {
+            self.discard(root, pack, &mut repacked)?;
+        }
+        Ok(repacked.removed)
+    }
+
     /// Removes packs of which nothing is needed, and writes those anew of which little is. `is_needed` tells of an id
     /// whether it is an object that must stay in packs; it is also asked about ids that are no objects. `go_on` is
     /// asked before each pack.
@@ -131,6 +148,15 @@ impl Session<'_> {
 }
 
 impl Cold {
+    /// Returns how much of each pack is needed. `is_needed` is asked as by [`Packer::repack`].
+    ///
+    /// # Errors
+    /// [`ColdError`].
+    pub fn pack_uses(&mut self, is_needed: &mut dyn FnMut(&ObjectId) -> bool) -> Result<Vec<PackUse>, ColdError> {
+        let needed = self.needed(is_needed)?;
+        self.uses(&needed)
+    }
+
     /// Finds out what is needed: of several copies of a chunk the first that can be read.
     fn needed(&mut self, is_needed: &mut dyn FnMut(&ObjectId) -> bool) -> Result<Needed, ColdError> {
         let mut needed = Needed { chunks: BTreeSet::new(), recipes: BTreeMap::new() };

@@ -13,6 +13,7 @@
 //! - [`fold`](mod@fold): a newer layer merged into an older one by renames.
 //! - [`diff`](mod@diff): what differs between two stacks; [`copy_out`](mod@copy_out): copies out of a view.
 //! - [`fingerprint`](mod@fingerprint): whether anything changed.
+//! - [`reduce`](mod@reduce): a whole tree made the layer that shows it over others.
 //! - [`remove`]: deletion, and the trash before it.
 //!
 //! Decisions are in [`perennial_core::tree`]; a tree is given as an open directory ([`open_tree`]).
@@ -30,6 +31,7 @@ pub(crate) mod links;
 pub mod measure;
 pub mod overlay;
 pub mod protect;
+pub mod reduce;
 pub mod remove;
 pub mod roots;
 pub mod stack;
@@ -42,6 +44,7 @@ pub use error::{EntryPath, TreeError};
 pub use fingerprint::fingerprint;
 pub use fold::{FoldLayers, FoldOutcome, FoldReport, fold};
 pub use measure::{MadeOver, Measure, measure, measure_and_strip, measure_and_strip_over};
+pub use reduce::reduce;
 pub use remove::{move_to_trash, remove_tree};
 pub use roots::{is_empty, root_attrs};
 pub use stack::{Data, materialize, materialize_sealed};

@@ -85,6 +85,8 @@ pub enum Command {
     Cp(CpArgs),
     /// Write a generation as an OCI image that any engine can run
     Export(ExportArgs),
+    /// Read an image that was exported, or built on one, as a generation of a container
+    Import(ImportArgs),
     /// Bring a generation up in a shadow and see whether it works
     Drill(DrillArgs),
     /// Show who did what with a container

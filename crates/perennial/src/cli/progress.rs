@@ -1,6 +1,7 @@
-//! Progress bars on standard error while an image comes in.
+//! Progress bars on standard error while an image comes in, or contents out of packs.
 
 use super::output::Style;
+use crate::engine::thaw::Thawing;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use perennial_registry::{Event, Phase, Progress};
 use std::cell::RefCell;
@@ -58,5 +59,48 @@ impl Progress for Bars {
             // The list may grow; what is not known is not drawn.
             Event::Image { .. } | Event::Known { .. } | _ => {}
         }
+    }
+}
+
+/// The bar of a thaw, which appears when there is something to thaw and is gone with this.
+#[derive(Debug)]
+pub struct ThawBar {
+    style: Style,
+    bar: Option<ProgressBar>,
+}
+
+impl ThawBar {
+    /// Makes one; for programs, and where standard error is no terminal, nothing is drawn.
+    pub fn new(style: Style) -> Self {
+        Self { style, bar: None }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&mut self, thawing: Thawing) {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let bar = self.bar.get_or_insert_with(|| {
+            let target = match self.style {
+                Style::Text => ProgressDrawTarget::stderr(),
+                Style::Json => ProgressDrawTarget::hidden(),
+            };
+            let template = "taking contents out of packs {bar:30} {pos}/{len} {eta}";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::with_draw_target(Some(count(thawing.total)), target).with_style(style)
+        });
+        bar.set_position(count(thawing.done));
+        bar.tick();
+    }
+
+    /// Takes it off the screen.
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for ThawBar {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

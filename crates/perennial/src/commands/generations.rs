@@ -6,6 +6,7 @@ use crate::cli::output::{self, Style};
 use crate::cli::table;
 use crate::engine::Engine;
 use crate::engine::drill::DrillRequest;
+use crate::engine::evict::PackFrees;
 use crate::engine::history::Pinned;
 use crate::failure::Result;
 use perennial_core::container::Container;
@@ -213,6 +214,7 @@ pub fn evict(context: &Context, args: &EvictArgs) -> Result<()> {
                 frees.objects,
                 frees.bytes
             ));
+            show_packs(&frees.packs, verb);
             if !frees.directories.is_empty() {
                 output::line(format!(
                     "and up to {} of directories, which are not sealed",
@@ -222,4 +224,21 @@ pub fn evict(context: &Context, args: &EvictArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn show_packs(packs: &PackFrees, verb: &str) {
+    if packs.objects > 0 {
+        output::line(format!("{} of these contents are in packs only", packs.objects));
+    }
+    if packs.removed > 0 {
+        let (count, size) = (packs.removed, table::bytes(packs.bytes));
+        output::line(format!(
+            "{verb} {size} in {count} packs ({} bytes), of which nothing is needed any more",
+            packs.bytes
+        ));
+    }
+    if packs.waiting_bytes > 0 {
+        let size = table::bytes(packs.waiting_bytes);
+        output::line(format!("{size} in packs are needed no more, but stay until `gc` writes those packs anew"));
+    }
 }

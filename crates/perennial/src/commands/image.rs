@@ -16,18 +16,27 @@ use serde_json::{Value, json};
 /// # Errors
 /// Where the source is not valid or cannot be read.
 pub fn import(context: &Context, source: &str, name: &str) -> Result<()> {
-    let exists = |path: &std::path::Path| path.exists();
-    let source = Source::parse(source, &exists).map_err(|error| Failure::new(Code::Usage, error))?;
-    if !source.path().exists() {
-        let message = format!("there is no {}", source.path().display());
-        return Err(Failure::new(Code::NotFound, message).hint(format!("look whether {source} is spelled right")));
-    }
+    let source = source_of(source)?;
     let bars = Bars::new(context.style);
     let doc =
         context.engine.import_image(&source, name, &bars).map_err(|failure| hint(failure, &source.to_string()))?;
     bars.clear();
     show_brought(context, name, &doc.value);
     Ok(())
+}
+
+/// Reads a source as it was typed.
+///
+/// # Errors
+/// Where it is none, or not there.
+pub fn source_of(text: &str) -> Result<Source> {
+    let exists = |path: &std::path::Path| path.exists();
+    let source = Source::parse(text, &exists).map_err(|error| Failure::new(Code::Usage, error))?;
+    if !source.path().exists() {
+        let message = format!("there is no {}", source.path().display());
+        return Err(Failure::new(Code::NotFound, message).hint(format!("look whether {source} is spelled right")));
+    }
+    Ok(source)
 }
 
 fn hint(failure: Failure, source: &str) -> Failure {

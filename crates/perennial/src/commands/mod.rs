@@ -5,6 +5,7 @@ mod doctor;
 mod export;
 mod generations;
 mod image;
+mod import;
 mod pack;
 mod reference;
 mod rollback;
@@ -86,6 +87,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Browse(args) => views::browse(context, &args),
         Command::Cp(args) => views::cp(context, &args),
         Command::Export(args) => export::export(context, &args),
+        Command::Import(args) => import::import(context, &args),
         Command::Drill(args) => return generations::drill(context, args),
         Command::Events(args) => container::events(context, &args),
         Command::Image(command) => match command {

@@ -5,10 +5,12 @@ use crate::cli::args::{
     ExecArgs, LogsArgs, ModeArg, NameArg, RunArgs, StartArgs, StopArgs, SuperviseArgs, TerminalArgs,
 };
 use crate::cli::output::{self, Style};
+use crate::cli::progress::ThawBar;
 use crate::clock;
 use crate::engine::Engine;
 use crate::engine::start::StartRequest;
 use crate::engine::supervise::{Report, supervise as supervise_run};
+use crate::engine::thaw::Thawing;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
 use perennial_core::id::{ContainerId, ContainerName};
@@ -125,6 +127,7 @@ fn launch(context: &Context, wanted: &Wanted, detach: bool) -> Result<ExitCode> 
         tty: container.spec.tty || wanted.terminal.tty,
         interactive: container.spec.interactive || wanted.terminal.interactive,
     };
+    reports.admitted()?;
     let attached = connection.attach(config)?;
     if attached.skipped_bytes > 0 {
         output::remark(format!("{} bytes of output were left out; `perennial logs` has them", attached.skipped_bytes));
@@ -166,29 +169,58 @@ fn spawn(context: &Context, wanted: &Wanted) -> Result<(Connection, Reports)> {
     command.spawn().map_err(|error| Failure::from(error).while_doing("cannot start the supervisor"))?;
     // The command holds our copies of the supervisor's ends.
     drop(command);
-    Ok((connection, Reports { lines: BufReader::new(reader), timings: context.timings }))
+    let (lines, bar) = (BufReader::new(reader), ThawBar::new(context.style));
+    Ok((connection, Reports { lines, timings: context.timings, bar }))
 }
 
 /// What the supervisor reports: one JSON object a line.
 struct Reports {
     lines: BufReader<PipeReader>,
     timings: bool,
+    bar: ThawBar,
 }
 
 impl Reports {
+    /// Returns the next report that matters, and shows the others.
     fn next(&mut self) -> Option<Value> {
+        loop {
+            let report = self.next_step()?;
+            if report.get("event").and_then(Value::as_str) != Some("admitted") {
+                return Some(report);
+            }
+        }
+    }
+
+    /// The same with the one that says that a start is admitted.
+    fn next_step(&mut self) -> Option<Value> {
         loop {
             let mut line = String::new();
             if self.lines.read_line(&mut line).ok()? == 0 {
                 return None;
             }
             let report: Value = serde_json::from_str(&line).ok()?;
-            if report.get("event").and_then(Value::as_str) != Some("timing") {
-                return Some(report);
+            let number = |name: &str| report.get(name).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+            match report.get("event").and_then(Value::as_str) {
+                Some("timing") if self.timings => eprint!("{line}"),
+                Some("timing") => {}
+                Some("thawing") => {
+                    let (done, total) = (number("done").unwrap_or(0), number("total").unwrap_or(0));
+                    self.bar.show(Thawing { done, total });
+                }
+                _ => {
+                    self.bar.clear();
+                    return Some(report);
+                }
             }
-            if self.timings {
-                eprint!("{line}");
-            }
+        }
+    }
+
+    /// Waits until the start is admitted: until then it may take long, and nothing comes from the container.
+    fn admitted(&mut self) -> Result<()> {
+        match self.next_step() {
+            Some(report) if report.get("error").is_some() => Err(failure_of(&report)),
+            Some(_) => Ok(()),
+            None => Err(lost()),
         }
     }
 
@@ -283,6 +315,8 @@ fn report_line(report: &Report<'_>, timings: bool) -> Option<String> {
         |failure: &Failure| json!({"code": failure.code.name(), "message": failure.one_line(), "hint": failure.hint});
     let value = match report {
         Report::Started { run, pid } => json!({"event": "started", "run": run, "pid": pid}),
+        Report::Thawing(Thawing { done, total }) => json!({"event": "thawing", "done": done, "total": total}),
+        Report::Admitted => json!({"event": "admitted"}),
         Report::Failed(failure) => json!({"event": "failed", "error": error(failure)}),
         Report::Exited { code, seq, incomplete: None } => json!({"event": "exited", "code": code, "seq": seq}),
         Report::Exited { code, seq, incomplete: Some(failure) } => {

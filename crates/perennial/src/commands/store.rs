@@ -136,7 +136,8 @@ fn as_json(context: &Context, disk: &DiskUse) -> Result<Value> {
 fn total(disk: &DiskUse) -> Result<u64> {
     let usage = &disk.usage;
     let runs = disk.runs.iter().filter_map(|(_, _, bytes)| *bytes);
-    let parts = [usage.images_bytes, usage.containers_bytes, usage.other_bytes, disk.trash_bytes];
+    let packs = disk.stored.packs_bytes;
+    let parts = [usage.images_bytes, usage.containers_bytes, usage.other_bytes, packs, disk.trash_bytes];
     parts
         .into_iter()
         .chain(runs)
@@ -159,6 +160,9 @@ fn as_table(context: &Context, disk: &DiskUse) -> Result<String> {
     for (name, _, bytes) in &disk.runs {
         let bytes = bytes.map_or_else(|| "changing".to_owned(), table::bytes);
         rows.push(row([&format!("present run of {name}"), &bytes, "-", "-"]));
+    }
+    if disk.stored.packs_bytes > 0 {
+        rows.push(row(["packs", &table::bytes(disk.stored.packs_bytes), "-", "-"]));
     }
     rows.push(row(["trash", &table::bytes(disk.trash_bytes), "-", "-"]));
     rows.push(row(["nothing names it", &table::bytes(disk.usage.other_bytes), "-", "-"]));

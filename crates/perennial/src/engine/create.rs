@@ -35,15 +35,21 @@ impl Engine {
         self.insert(container, note)
     }
 
-    /// Puts a new container and its name into the records; fails where the name is taken.
     fn insert(&self, container: Container, note: Note) -> Result<Doc<Container>> {
+        self.insert_with(Transaction::new(), container, note)
+    }
+
+    /// Puts a new container and its name into the records, with what else is in a transaction.
+    ///
+    /// # Errors
+    /// Where the name is taken.
+    pub fn insert_with(&self, transaction: Transaction, container: Container, note: Note) -> Result<Doc<Container>> {
         // The image must still be there when the record that needs it is committed.
         let _graph = self.root.lock_graph()?;
         self.image(&container.image)?;
         let name_key = keys::name(&container.name);
         let mut doc = Doc { value: container, revision: 0 };
-        let transaction =
-            Transaction::new().expect(&name_key, 0).put(&name_key, doc.value.id.as_str().as_bytes().to_vec());
+        let transaction = transaction.expect(&name_key, 0).put(&name_key, doc.value.id.as_str().as_bytes().to_vec());
         let transaction = self.put_container(transaction, &mut doc, Some(note));
         match self.records.commit(&transaction) {
             Ok(revision) => doc.revision = revision,

@@ -14,8 +14,12 @@ use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, Seq};
 use perennial_core::layers::compact::{Demand, plan_compact};
 use perennial_core::layers::{DEPTH_MAX, Form};
+use perennial_core::sealed::object::ObjectId;
+use perennial_core::sealed::repack::pack_loss;
+use perennial_store::cold::{Cold, Packer};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
+use perennial_store::root::{LockMode, Wait};
 use perennial_store::sealed::{self, IMAGE, MANIFEST};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -43,6 +47,22 @@ pub struct Frees {
     pub directories: Vec<LayerId>,
     /// Bytes of directories that go.
     pub directory_bytes: u64,
+    /// What goes of packs; not part of `bytes`.
+    pub packs: PackFrees,
+}
+
+/// What an eviction frees in packs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PackFrees {
+    /// Contents among `objects` that are in packs only.
+    pub objects: u64,
+    /// Packs that go at once, since nothing in them is needed any more.
+    pub removed: u64,
+    /// Bytes they take on disk.
+    pub bytes: u64,
+    /// Bytes in packs that stay because others need the rest of them: freed when `gc` writes those anew, which it does when
+    /// a third is not needed.
+    pub waiting_bytes: u64,
 }
 
 impl Engine {
@@ -114,7 +134,57 @@ impl Engine {
         let objects = Objects::open(&self.root)?;
         let freed = sealed::freed(&self.root, &objects, (&gone, &kept), &merged)?;
         (frees.objects, frees.bytes) = (freed.objects, freed.bytes);
+        if self.has_packs()? && !gone.is_empty() {
+            frees.packs = self.packs_free(&objects, &gone, &merged)?;
+        }
         Ok(())
+    }
+
+    /// Says what packs lose when layers go, and objects of those that are made of them stay.
+    fn packs_free(&self, objects: &Objects, gone: &[LayerId], merged: &BTreeSet<ObjectId>) -> Result<PackFrees> {
+        let before = self.named_objects()?;
+        let mut after = merged.clone();
+        for id in layer::list(&self.root)?.into_iter().filter(|id| !gone.contains(id)) {
+            self.objects_of(&self.root.layer_dir(&id), &mut |object| {
+                after.insert(object);
+            })?;
+        }
+        let mut cold = Cold::open(&self.root)?;
+        let loss = pack_loss(
+            &cold.pack_uses(&mut |object| before.contains(object))?,
+            &cold.pack_uses(&mut |object| after.contains(object))?,
+        );
+        let mut frees = PackFrees { waiting_bytes: loss.waiting_bytes, ..PackFrees::default() };
+        for object in before.difference(&after) {
+            if !objects.exists(object)? && cold.contains(object)? {
+                frees.objects = frees.objects.saturating_add(1);
+            }
+        }
+        self.add_packs(&mut frees, &loss.removed);
+        Ok(frees)
+    }
+
+    fn add_packs(&self, frees: &mut PackFrees, packs: &[ObjectId]) {
+        for pack in packs {
+            let path = self.root.path().join("packs").join(format!("{pack}.pack"));
+            let blocks = path.symlink_metadata().map_or(0, |metadata| metadata.blocks());
+            frees.removed = frees.removed.saturating_add(1);
+            frees.bytes = frees.bytes.saturating_add(blocks.saturating_mul(BLOCK_BYTES));
+        }
+    }
+
+    /// Removes packs of which nothing is needed any more; `false` where somebody packs or stores objects.
+    fn remove_unneeded_packs(&self) -> Result<bool> {
+        if !self.has_packs()? {
+            return Ok(true);
+        }
+        let Some(mut packer) = Packer::open(&self.root, Wait::Never)? else { return Ok(false) };
+        // A layer that is made of others while manifests are read would be missed, and they be gone.
+        let Some(lock) = self.root.lock_objects(LockMode::Exclusive, Wait::Never)? else { return Ok(false) };
+        let named = self.named_objects()?;
+        drop(lock);
+        packer.remove_unneeded(&self.root, &mut |object| named.contains(object))?;
+        Ok(true)
     }
 
     /// How urgent space is for a container.
@@ -192,7 +262,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::frees`]; the generation is then where it was.
     pub fn evict(&self, name: &ContainerName, seq: Seq) -> Result<Frees> {
-        let frees = self.frees(name, seq)?;
+        let mut frees = self.frees(name, seq)?;
         let id = {
             let (_lock, mut doc) = self.locked(name)?;
             evictable(name, doc.value.queue.as_ref(), seq)?;
@@ -217,6 +287,12 @@ impl Engine {
         }
         self.free_unused()?;
         self.keep_container_copies();
+        if frees.packs.removed > 0 && !self.remove_unneeded_packs()? {
+            // They wait, too.
+            let PackFrees { objects, bytes, waiting_bytes, .. } = frees.packs;
+            let waiting_bytes = waiting_bytes.saturating_add(bytes);
+            frees.packs = PackFrees { objects, waiting_bytes, ..PackFrees::default() };
+        }
         self.empty_trash();
         Ok(frees)
     }

@@ -13,22 +13,24 @@ use layer::{Reading, write_layer};
 use perennial_core::container::Container;
 use perennial_core::export::{ExportReport, default_tag, exported_config};
 use perennial_core::generations::Generation;
-use perennial_core::id::{LayerId, RunId, Seq};
+use perennial_core::id::{Digest, LayerId, RunId, Seq};
 use perennial_core::time::Time;
-use perennial_registry::export::{Compression, Destination, ExportError, ImageText, ImageWriter, TarWriter, Written};
+use perennial_registry::export::{
+    Compression, Destination, ExportError, ImageText, ImageWriter, TarWriter, Written, diff_id,
+};
 use perennial_store::objects::Objects;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 /// Annotation with the container's name.
-const CONTAINER: &str = "perennial.container";
+pub const CONTAINER: &str = "perennial.container";
 /// Annotation with the generation's number.
-const SEQ: &str = "perennial.seq";
+pub const SEQ: &str = "perennial.seq";
 /// Annotation with the instant at which the state was left.
-const EXITED_AT: &str = "perennial.exited_at";
+pub const EXITED_AT: &str = "perennial.exited_at";
 /// Annotation with the digest of the image that the generation lies on.
-const IMAGE: &str = "perennial.image";
+pub const IMAGE: &str = "perennial.image";
 
 /// Whether an image gets one layer for each, or one in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +64,7 @@ pub struct Exported {
 }
 
 /// Layers of a generation, open for reading, newest first.
-struct Stack {
+pub struct Stack {
     ids: Vec<LayerId>,
     fds: Vec<std::os::fd::OwnedFd>,
     objects: Option<Objects>,
@@ -121,7 +123,11 @@ impl Engine {
         Ok(history)
     }
 
-    fn open_stack(&self, ids: Vec<LayerId>) -> Result<Stack> {
+    /// Opens layers, newest first, to write each as an archive.
+    ///
+    /// # Errors
+    /// Where one cannot be opened, or means something only over others and cannot be resolved.
+    pub fn open_stack(&self, ids: Vec<LayerId>) -> Result<Stack> {
         self.ensure_resolved(&ids).map_err(|failure| {
             if failure.code != Code::Host {
                 return failure;
@@ -136,6 +142,15 @@ impl Engine {
 }
 
 impl Stack {
+    /// Returns the digest that the layer at a position has in an exported image; what that does not say is added to a
+    /// report.
+    ///
+    /// # Errors
+    /// Where something of it cannot be read.
+    pub fn diff_id(&self, position: usize, report: &mut ExportReport) -> Result<Digest> {
+        diff_id(|tar| self.write(position, tar, report))
+    }
+
     /// Writes the layer at a position as an archive.
     fn write(&self, position: usize, tar: &mut TarWriter<'_>, report: &mut ExportReport) -> Result<()> {
         let all: Vec<BorrowedFd<'_>> = borrow_all(&self.fds);

@@ -16,7 +16,7 @@
 //! - [`history`]: roll back, pin, mark.
 //! - [`trees`]: layers on disk in either form, the one door to them.
 //! - [`views`]: read-only views: browse, diff; [`copy_out`]: files out of them.
-//! - [`mod@export`]: generations as images that any engine can run.
+//! - [`mod@export`]: generations as images that any engine can run; [`import`]: and back.
 //! - [`drill`]: a generation brought up in a shadow and asked whether it works.
 //! - [`collect`]: what dead processes left and nothing needs; [`usage`]: what takes space.
 //! - [`diagnose`]: every invariant over what is really there.
@@ -37,6 +37,7 @@ pub mod export;
 pub mod fold;
 pub mod history;
 pub mod images;
+pub mod import;
 pub mod net;
 pub mod objects;
 pub mod pack;
@@ -126,7 +127,10 @@ fn refuse_lost_records(root: &Root) -> Result<()> {
 
 /// Whether any layer was made by a run.
 fn has_deltas(root: &Root) -> Result<bool> {
-    let is_delta = |file: LayerFile| matches!(file.origin, LayerOrigin::Run { .. } | LayerOrigin::Merged { .. });
+    let is_delta = |file: LayerFile| match file.origin {
+        LayerOrigin::Run { .. } | LayerOrigin::Merged { .. } | LayerOrigin::Import { .. } => true,
+        LayerOrigin::Image { .. } => false,
+    };
     let mut layers = layer::list(root)?.into_iter();
     Ok(layers.any(|id| layer::describe(root, &id).is_ok_and(is_delta)))
 }

@@ -376,7 +376,7 @@ impl Engine {
 
     /// Returns the objects that any manifest on disk names. The caller holds the lock of objects exclusively, or only
     /// wants to know.
-    fn named_objects(&self) -> Result<BTreeSet<ObjectId>> {
+    pub fn named_objects(&self) -> Result<BTreeSet<ObjectId>> {
         let mut named = BTreeSet::new();
         for id in layer::list(&self.root)? {
             self.objects_of(&self.root.layer_dir(&id), &mut |object| {

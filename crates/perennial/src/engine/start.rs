@@ -8,6 +8,7 @@
 
 use super::exit::cgroup_of;
 use super::records::{Doc, Note};
+use super::thaw::Thawing;
 use super::trees::{LayerState, needs};
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
@@ -70,11 +71,11 @@ impl PreparedRun {
 
 impl Engine {
     /// Admits a start: chooses the generation, checks that all of it is there, and records the run.
-    /// Returns the container's lock, to be held until the process runs.
+    /// Returns the container's lock, to be held until the process runs. `tell` hears how far a thaw is.
     ///
     /// # Errors
     /// Where the container cannot start now; nothing has changed.
-    pub fn admit(&self, request: &StartRequest) -> Result<(Lock, PreparedRun)> {
+    pub fn admit(&self, request: &StartRequest, tell: &mut dyn FnMut(Thawing)) -> Result<(Lock, PreparedRun)> {
         let (lock, mut doc) = self.locked(&request.name)?;
         refuse_busy(&doc.value)?;
         // Without it an exit could perhaps not even be recorded (A34).
@@ -107,7 +108,7 @@ impl Engine {
         }
         // A generation that is not cold shows nothing that is in packs only, whatever its layers have.
         if present.is_none_or(|present| present.cold) {
-            self.thaw(&[run.layers.clone(), run.image_layers.clone()].concat())?;
+            self.thaw_telling(&[run.layers.clone(), run.image_layers.clone()].concat(), tell)?;
             doc = self.container(&doc.value.id)?;
             if let Some(origin) = run.origin.and_then(|seq| doc.value.queue.as_mut()?.get_mut(seq)) {
                 origin.cold = false;

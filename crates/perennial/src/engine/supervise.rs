@@ -6,6 +6,7 @@
 use super::Engine;
 use super::exit::cgroup_of;
 use super::start::{PreparedRun, StartRequest, UNCHANGED};
+use super::thaw::Thawing;
 use crate::clock::{self, Stopwatch};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container, Event, Phase};
@@ -38,6 +39,10 @@ pub enum Report<'a> {
         /// Process id of its first process.
         pid: i32,
     },
+    /// What the generation shows is being taken out of packs.
+    Thawing(Thawing),
+    /// The generation can be started: whatever takes long is done.
+    Admitted,
     /// Nothing runs.
     Failed(&'a Failure),
     /// The process has ended and its generation is committed, or could not be yet.
@@ -72,7 +77,9 @@ pub fn supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd
 
 fn try_supervise(engine: &Engine, request: &StartRequest, client: Option<OwnedFd>, report: Reporter<'_>) -> Result<()> {
     let watch = Stopwatch::start();
-    let (container_lock, mut prepared) = engine.admit(request)?;
+    let admitted = engine.admit(request, &mut |thawing| report(Report::Thawing(thawing)));
+    let (container_lock, mut prepared) = admitted?;
+    report(Report::Admitted);
     report(Report::Timing { stage: "admitted", took: watch.elapsed() });
     let started = start(engine, &mut prepared, request, client, report);
     let mut session = match started {

@@ -10,7 +10,8 @@
 
 use super::Engine;
 use super::records::Doc;
-use crate::cli::output;
+use crate::cli::output::Style;
+use crate::cli::progress::ThawBar;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
 use perennial_core::layers::{Form, LayerRecord};
@@ -22,10 +23,21 @@ use perennial_store::sealed;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::IsTerminal as _;
 
 /// Objects that are made durable together: each keeps a file open, of which a process may have 1024.
 const BATCH: usize = 256;
+
+/// How often a thaw tells how far it is, at most: whoever listens may be busy, and what waits for it must fit in a pipe.
+const TOLD_MAX: usize = 200;
+
+/// How far a thaw is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thawing {
+    /// Contents that are back.
+    pub done: usize,
+    /// Contents that are to come back.
+    pub total: usize,
+}
 
 /// Objects on their way back: they get their names when their contents are durable.
 struct Batch<'a> {
@@ -65,6 +77,15 @@ impl Engine {
     /// # Errors
     /// Where something it shows cannot be read from packs, or the disk is full; what is in packs stays there.
     pub fn thaw(&self, stack: &[LayerId]) -> Result<()> {
+        let mut bar = ThawBar::new(Style::Text);
+        self.thaw_telling(stack, &mut |thawing| bar.show(thawing))
+    }
+
+    /// The same, telling how far it is: at the beginning where there is anything to do, and now and then.
+    ///
+    /// # Errors
+    /// As [`Engine::thaw`].
+    pub fn thaw_telling(&self, stack: &[LayerId], tell: &mut dyn FnMut(Thawing)) -> Result<()> {
         let cold = self.cold_among(stack)?;
         if cold.is_empty() {
             return Ok(());
@@ -87,7 +108,7 @@ impl Engine {
             }
         }
         if !missing.is_empty() {
-            self.thaw_objects(&objects, missing)?;
+            self.thaw_objects(&objects, missing, tell)?;
         }
         objects.sync()?;
         let mut whole = Vec::new();
@@ -125,14 +146,16 @@ impl Engine {
         Ok(cold)
     }
 
-    fn thaw_objects(&self, objects: &Objects, mut missing: Vec<ObjectId>) -> Result<()> {
+    fn thaw_objects(&self, objects: &Objects, mut missing: Vec<ObjectId>, tell: &mut dyn FnMut(Thawing)) -> Result<()> {
         let mut cold = Cold::open(&self.root).map_err(unthawed)?;
         cold.sort(&mut missing);
-        if std::io::stderr().is_terminal() {
-            output::remark(format!("taking {} contents out of packs", missing.len()));
-        }
         let batch = Batch { objects, files: RefCell::default() };
-        for object in &missing {
+        let total = missing.len();
+        let step = total.div_ceil(TOLD_MAX);
+        for (done, object) in missing.iter().enumerate() {
+            if done.is_multiple_of(step) {
+                tell(Thawing { done, total });
+            }
             cold.thaw(object, &batch).map_err(unthawed)?;
             if batch.files.borrow().len() >= BATCH {
                 batch.land()?;

@@ -5,10 +5,11 @@ use super::collect::entries;
 use crate::failure::Result;
 use perennial_core::generations::Queue;
 use perennial_core::host::SpaceFacts;
-use perennial_core::id::{ContainerName, RunId};
+use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::usage::{Usage, UsageFacts, usage};
 use perennial_store::objects::Objects;
 use perennial_store::{layer, tree};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -53,6 +54,25 @@ impl Engine {
         Ok(stored)
     }
 
+    /// Returns what layers take on disk as their records say, and cold ones without what is in packs only.
+    fn layer_sizes(&self) -> Result<BTreeMap<LayerId, u64>> {
+        let objects = Objects::open(&self.root)?;
+        let mut sizes = BTreeMap::new();
+        for record in self.layers()?.into_iter().map(|doc| doc.value) {
+            let (mut bytes, mut named) = (record.bytes, Vec::new());
+            let directory = self.root.layer_dir(&record.id);
+            // Of one that is damaged, what was recorded is the best there is.
+            if record.cold && self.objects_of(&directory, &mut |object| named.push(object)).is_ok() {
+                bytes = files_in(&directory)?;
+                for object in named {
+                    bytes = bytes.saturating_add(objects.stat(&object)?.map_or(0, |stat| stat.allocated));
+                }
+            }
+            sizes.insert(record.id, bytes);
+        }
+        Ok(sizes)
+    }
+
     /// Adds up what takes space.
     ///
     /// # Errors
@@ -60,7 +80,7 @@ impl Engine {
     pub fn disk_use(&self) -> Result<DiskUse> {
         let images = self.images()?.into_iter();
         let mut facts = UsageFacts {
-            layers: self.layers()?.into_iter().map(|doc| (doc.value.id, doc.value.bytes)).collect(),
+            layers: self.layer_sizes()?,
             images: images.map(|doc| (doc.value.digest, doc.value.layers.into_iter().collect())).collect(),
             containers: Vec::new(),
         };

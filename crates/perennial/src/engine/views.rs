@@ -144,13 +144,13 @@ impl Engine {
     }
 
     /// Returns what to mount to look at held layers.
-    fn view_of(&self, ids: &[LayerId]) -> Result<OverlayPlan> {
+    pub fn view_of(&self, ids: &[LayerId]) -> Result<OverlayPlan> {
         let layers = self.states(ids)?;
         Ok(OverlayPlan::read_only(self.lowers(&layers)?, self.data_of(needs(&layers))))
     }
 
     /// Mounts a union that is gone with its descriptor: attached nowhere where the kernel can, else only for a moment.
-    fn mount_unseen(&self, plan: &OverlayPlan) -> Result<OwnedFd> {
+    pub fn mount_unseen(&self, plan: &OverlayPlan) -> Result<OwnedFd> {
         if let Ok(root) = mount::mount_detached(plan) {
             return Ok(root);
         }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::kill::{self, Fault, Outcome, Points, Scenario, Victim};
 use serde_json::Value;
+use std::path::Path;
 use std::sync::Mutex;
 use tempfile::TempDir;
 
@@ -72,9 +73,29 @@ impl Killed {
             template.ok(&["rm", "gone"])?;
             template.ok(&["image", "import", &source, "other"])?;
         }
+        let args = with_exports(args, &template, rootfs.path())?;
         let old = if before == Before::Nothing { Value::Null } else { template.check_at_rest()? };
         Ok(Self { args, before, also, scratch, _rootfs: rootfs, template, old, new: Mutex::new(None) })
     }
+}
+
+/// Puts images of the second generation of `c` in the place of the words that stand for them.
+fn with_exports(args: Vec<String>, template: &World, place: &Path) -> Result<Vec<String>> {
+    let mut replaced = Vec::new();
+    for arg in args {
+        let options = match arg.as_str() {
+            "LAYERED" => &[][..],
+            "FLAT" => &["--flatten"],
+            _ => {
+                replaced.push(arg);
+                continue;
+            }
+        };
+        let destination = format!("oci-archive:{}", place.join(&arg).display());
+        template.ok(&[&["export", "c@2", &destination], options].concat())?;
+        replaced.push(destination);
+    }
+    Ok(replaced)
 }
 
 impl Scenario for Killed {
@@ -251,6 +272,16 @@ fn set() -> Result<()> {
 #[test]
 fn fork() -> Result<()> {
     kill_everywhere(Before::Dormant, &["fork", "c@2", "other"], nothing_else)
+}
+
+#[test]
+fn import_of_layers() -> Result<()> {
+    kill_everywhere(Before::Dormant, &["import", "c", "LAYERED"], nothing_else)
+}
+
+#[test]
+fn import_of_one_layer_into_a_new_container() -> Result<()> {
+    kill_everywhere(Before::Dormant, &["import", "other", "FLAT"], nothing_else)
 }
 
 #[test]

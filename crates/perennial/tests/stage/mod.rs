@@ -5,6 +5,7 @@
 #![allow(clippy::allow_attributes, reason = "what is unused differs from program to program")]
 
 pub(crate) mod terminal;
+pub(crate) mod trapped;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use perennial_testkit::bytes::Bytes;

@@ -11,6 +11,7 @@
 //! scratch           the journaled file system everything lies on
 //! changed_file      the seal of a big file of which little was changed, beside hashing it
 //! keeping           Perennial as one more tool of the peers' harness
+//! seal              sealing a first layer beside a walk and BLAKE3
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! memory            what a supervisor holds while its container idles
 //! report            medians, ratios, Markdown
@@ -25,6 +26,7 @@ mod memory;
 mod peers;
 mod report;
 mod scratch;
+mod seal;
 mod session;
 
 use std::path::Path;
@@ -45,6 +47,8 @@ enum Benchmark {
     Keeping(keeping::Options),
     /// The seal of a big file of which a few pages were changed, beside hashing all of it.
     ChangedFile(changed_file::Options),
+    /// Sealing a first layer beside its bound, a walk and BLAKE3, and the memory it holds.
+    Seal(seal::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -53,5 +57,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
         Benchmark::Keeping(options) => keeping::run(root, options),
         Benchmark::ChangedFile(options) => changed_file::run(root, options),
+        Benchmark::Seal(options) => seal::run(root, options),
     }
 }

@@ -164,6 +164,19 @@ pub struct ExportArgs {
     pub compress: CompressArg,
 }
 
+/// `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Name of the container; it is made where there is none of that name
+    pub name: String,
+    /// Where from
+    #[arg(help = "Where from: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REFERENCE]")]
+    pub source: String,
+    /// Image to put it on [default: the container's; for a new container, the one it was exported from]
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+}
+
 /// `--compress`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum CompressArg {
