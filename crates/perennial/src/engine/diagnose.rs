@@ -33,8 +33,8 @@ pub struct Diagnosis {
     pub host: probe::HostProbe,
     /// What the root's file system can do.
     pub directory: probe::DirectoryProbe,
-    /// Whether layers can be used sealed; layers stay directories where not.
-    pub sealing: std::result::Result<(), String>,
+    /// Whether layers can be used sealed, and how; layers stay directories where not.
+    pub sealing: std::result::Result<mount::Handing, String>,
 }
 
 impl Diagnosis {

@@ -9,17 +9,19 @@
 //! between two entries where a command asks background work to give way. What is cut off is taken up again where it
 //! was: contents that are stored stay stored.
 
-use super::Engine;
 use super::trees::borrow_all;
+use super::{Engine, random};
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::SealPolicy;
-use perennial_core::id::LayerId;
+use perennial_core::id::{LayerId, RunId};
 use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerRecord, ManifestRef};
 use perennial_core::sealed::manifest::Summary;
 use perennial_core::sealed::order::{SealStep, plan_seal};
+use perennial_runtime::mount::Handing;
+use perennial_runtime::probe;
 use perennial_store::layer;
 use perennial_store::objects::Objects;
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
@@ -71,9 +73,15 @@ pub enum Diligence {
 }
 
 impl Engine {
-    /// Returns whether layers can be sealed and used sealed on this host; in the words of whoever refused, if not.
-    pub fn can_seal(&self) -> std::result::Result<(), String> {
-        sealed::probe(&self.root).map_err(|error| Failure::from(error).one_line())
+    /// Returns whether layers can be sealed and used sealed on this host, and in which way; in the words of whoever
+    /// refused, if not.
+    pub fn can_seal(&self) -> std::result::Result<Handing, String> {
+        let layer = || Ok(sealed::probe(&self.root)?);
+        let tried = random().and_then(|bytes| {
+            let trial = self.root.staging_dir().join(format!("probe-{}", RunId::from_random(bytes)));
+            probe::sealed::<Failure>(layer, &self.root.objects_dir(), &trial)
+        });
+        tried.map_err(|failure| failure.one_line())
     }
 
     /// Seals the next layer of a container that is due, the lowest first.
@@ -106,7 +114,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::seal_step`], and where this host cannot.
     pub fn seal_stacks(&self, stacks: &[Vec<LayerId>]) -> Result<SealReport> {
-        self.can_seal().map_err(|why| {
+        let _: Handing = self.can_seal().map_err(|why| {
             Failure::new(Code::Host, format!("this host cannot use sealed layers: {why}"))
                 .hint("nothing was changed; generations are kept as directories, which every host can use")
         })?;
