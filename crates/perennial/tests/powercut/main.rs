@@ -38,7 +38,7 @@ const CUTS_PER_SESSION: usize = 40;
 const STEPS_FEW: usize = 7;
 const STEPS: usize = 18;
 /// One cut in so many is started in the machine again, and that recovery is cut so many times.
-const RESTART_EVERY: usize = 6;
+const RESTART_EVERY: usize = 8;
 const CUTS_OF_RESTART: usize = 2;
 /// Bytes of the file system; behind it lies the sector for marks.
 const DISK_BYTES: u64 = 384 << 20;
@@ -139,7 +139,9 @@ impl Session<'_> {
             now() - began
         );
         let (mut lot, mut made, mut replay) = (lot(self.seed), 0, Replay::new(log, &disk, &self.path("replayed"))?);
-        for (number, at) in self.draw(cuts, replay.log(), &mut lot).into_iter().enumerate() {
+        let cuts = self.draw(cuts, replay.log(), &mut lot);
+        self.check_the_check(&play, &mut replay, &mut lot)?;
+        for (number, at) in cuts.into_iter().enumerate() {
             let done = marks.iter().filter(|(entries, _)| *entries <= at).count();
             let cut = Cut { at, loss: Loss::draw(&mut lot), done };
             let image = self.path("cut");
@@ -159,6 +161,18 @@ impl Session<'_> {
         }
         println!("{made} cuts of this session checked after {:?}", now() - began);
         Ok(made)
+    }
+
+    /// A check that cannot fail shows nothing: a disk that has forgotten the whole session, although it was told to keep
+    /// it, must be found out.
+    fn check_the_check(&self, play: &Play, replay: &mut Replay, lot: &mut impl proptest::prelude::Rng) -> Result<()> {
+        let image = self.path("forgetful");
+        replay.cut(0, Loss::Everything, lot, &image)?;
+        let cut = Cut { at: 0, loss: Loss::Everything, done: self.steps };
+        let found = self.check(play, cut, &image, None);
+        let told = found.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure!(told.contains("has [") && told.contains("not ["), "a forgetful disk is not found out: {told:?}");
+        Ok(())
     }
 
     /// Draws where to cut, in order; half of the cuts beside a flush, where it matters most what came before.
