@@ -225,7 +225,7 @@ pub enum Event {
         /// When.
         at: Time,
     },
-    /// The process ended, or the run was found without its supervisor.
+    /// The process ended, or the run was found without its supervisor. An exit that has begun can still become a salvage.
     Ended {
         /// The run it belongs to.
         run: RunId,
@@ -319,16 +319,12 @@ impl Container {
                 | Phase::Running { .. }
                 | Phase::Exiting { .. } => return Err(illegal("a failed start")),
             },
-            Event::Ended { run: id, exit } => match self.phase {
-                Phase::Starting { run } | Phase::Running { run, .. } if run.id == id => {
+            Event::Ended { run: id, exit } => match self.ending(&id, exit.kind) {
+                Some(run) => {
                     self.phase = Phase::Exiting { run, exit };
                     self.clear(ConditionKind::Unhealthy);
                 }
-                Phase::Created
-                | Phase::Dormant
-                | Phase::Starting { .. }
-                | Phase::Running { .. }
-                | Phase::Exiting { .. } => return Err(illegal("an end")),
+                None => return Err(illegal("an end")),
             },
             Event::ExitFailed { run: id, reason, at } => match &self.phase {
                 Phase::Exiting { run, .. } if run.id == id => self.raise(ConditionKind::ExitIncomplete, at, reason),
@@ -352,6 +348,17 @@ impl Container {
             },
         }
         Ok(self)
+    }
+
+    /// Returns the run of that id where it can end now. One that is exiting ends once more only where the machine went down
+    /// before its exit was durable: what is left is saved, and is no exit.
+    fn ending(&self, id: &RunId, kind: Kind) -> Option<Run> {
+        let run = match &self.phase {
+            Phase::Starting { run } | Phase::Running { run, .. } => Some(run),
+            Phase::Exiting { run, .. } => (kind == Kind::Salvage).then_some(run),
+            Phase::Created | Phase::Dormant => None,
+        };
+        run.filter(|run| run.id == *id).cloned()
     }
 
     /// Raises a condition, or renews its message while keeping since when it holds.

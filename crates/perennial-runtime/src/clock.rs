@@ -18,6 +18,14 @@ pub fn wall() -> Time {
     Time::from_unix_nanos(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
 }
 
+/// Returns the identity that the kernel has given to the time since the machine was started: another one each time.
+///
+/// # Errors
+/// If `/proc` does not have it.
+pub fn boot() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
+}
+
 /// Waits for `span`, or less if a signal comes in.
 pub fn pause(span: Duration) {
     // An interrupted wait is a short wait; every caller looks at its condition again.

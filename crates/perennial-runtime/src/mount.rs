@@ -10,45 +10,42 @@
 //! Options are pinned explicitly, never left to the module's defaults, because what lies in an upper directory
 //! depends on them: no metadata-only copies, no directory redirects, no index, nothing volatile. An option the kernel
 //! does not know is left out only because a feature it does not have is off anyway. Layers whose files have their
-//! content in a directory of data ([`OverlayPlan::data`], Linux 6.15 with an upper) need the first two *on*; what they
+//! content in a directory of data ([`OverlayPlan::data`]) need the first two *on*; what they
 //! then leave in the upper is the store's to understand.
 //!
-//! Layers are handed over one by one through the file-system context (`fsconfig(2)`, `lowerdir+`, Linux 6.5), so that
+//! Layers are handed over one by one through the file-system context (`fsconfig(2)`, `lowerdir+`, Linux 6.8), so that
 //! neither their number nor the length of their paths meets the page-sized bound of `mount(2)`; [`MountApi::Legacy`] serves older
 //! kernels within that bound.
 
+mod apart;
+mod context;
 mod legacy;
 mod plan;
 mod table;
 
+pub use context::Handing;
 pub use plan::{Lower, OverlayPlan, Upper};
 pub use table::{MountEntry, is_mounted, mounts_under, parse_mountinfo};
 
 use crate::clock;
-use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_fd,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-};
+use rustix::mount::{FsOpenFlags, MoveMountFlags, UnmountFlags, fsconfig_set_string, fsopen, move_mount};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Most layers overlayfs stacks (`OVL_MAX_STACK` in the kernel).
 pub const LOWERS_MAX: usize = 500;
-/// Longest text `fsconfig(2)` takes, without its NUL.
-const FSCONFIG_BYTES_MAX: usize = 255;
 /// Time between two tries to unmount: an exiting process needs about this long to let go.
 const UNMOUNT_RETRY: Duration = Duration::from_millis(2);
-/// Most kernel messages read for one error.
-const MESSAGES_MAX: usize = 16;
 
 /// Which way to mount; [`mount`] chooses by trying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountApi {
-    /// File-system contexts (`fsopen(2)`), Linux 6.5 for what is needed here.
-    Context,
+    /// File-system contexts (`fsopen(2)`), Linux 6.8 for what is needed here; layers that are attached nowhere are handed
+    /// over in this way.
+    Context(Handing),
     /// One call with all options in a page (`mount(2)`).
     Legacy,
 }
@@ -94,7 +91,7 @@ pub enum MountError {
         path: PathBuf,
     },
     /// Layers or options that only file-system contexts can set.
-    #[error("cannot mount {target}: sealed layers need a kernel whose file-system contexts take layers by descriptor")]
+    #[error("cannot mount {target}: sealed layers need a kernel whose file-system contexts take layers one by one")]
     NeedsContext {
         /// Where to.
         target: String,
@@ -148,7 +145,9 @@ fn detail(messages: &[String]) -> String {
 /// # Errors
 /// If the kernel refuses; the error carries the kernel's own words.
 pub fn mount(plan: &OverlayPlan, target: &Path) -> Result<Vec<String>, MountError> {
-    match mount_with(plan, target, MountApi::Context) {
+    check(plan, target)?;
+    match by_context(plan, target) {
+        Ok((mounted, options)) => attach(&mounted, target).map(|()| options),
         // Nothing older can do it: what the kernel says about the new way is what there is to know.
         Err(error) if needs_context(plan) => Err(error),
         Err(error) if is_missing_api(&error) => mount_with(plan, target, MountApi::Legacy),
@@ -156,7 +155,7 @@ pub fn mount(plan: &OverlayPlan, target: &Path) -> Result<Vec<String>, MountErro
         Err(error @ MountError::Kernel { source: Errno::INVAL, .. }) if !error.has_messages() => {
             mount_with(plan, target, MountApi::Legacy).map_err(|_| error)
         }
-        other => other,
+        Err(error) => Err(error),
     }
 }
 
@@ -171,11 +170,9 @@ pub fn mount_with(plan: &OverlayPlan, target: &Path, api: MountApi) -> Result<Ve
             Err(MountError::NeedsContext { target: target.display().to_string() })
         }
         MountApi::Legacy => legacy::mount(plan, target),
-        MountApi::Context => {
-            let (mounted, options) = context(plan, target)?;
-            move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                .map_err(|errno| kernel(target, "attaching the union", Vec::new(), errno))?;
-            Ok(options)
+        MountApi::Context(handing) => {
+            let (mounted, options) = context::make(plan, target, handing)?;
+            attach(&mounted, target).map(|()| options)
         }
     }
 }
@@ -183,15 +180,40 @@ pub fn mount_with(plan: &OverlayPlan, target: &Path, api: MountApi) -> Result<Ve
 /// Makes the union without attaching it anywhere: reachable through the returned descriptor, gone when that closes.
 ///
 /// # Errors
-/// As [`mount`]; needs Linux 6.5.
+/// As [`mount`]; needs Linux 6.8.
 pub fn mount_detached(plan: &OverlayPlan) -> Result<OwnedFd, MountError> {
     let target = Path::new("a detached view");
     check(plan, target)?;
-    context(plan, target).map(|(mounted, _)| mounted)
+    by_context(plan, target).map(|(mounted, _)| mounted)
+}
+
+/// Makes the union by a context, and hands over its layers in the way this kernel takes.
+fn by_context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), MountError> {
+    match context::make(plan, target, Handing::Descriptor) {
+        // Kernels that do not take such layers by descriptor say no more than this: BADF before Linux 6.13, INVAL before
+        // Linux 6.15.
+        Err(MountError::Kernel { source: Errno::INVAL | Errno::BADF, .. }) if has_unattached(plan) => {
+            context::make(plan, target, Handing::Attached)
+        }
+        other => other,
+    }
+}
+
+fn attach(mounted: &OwnedFd, target: &Path) -> Result<(), MountError> {
+    move_mount(mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|errno| kernel(target, "attaching the union", Vec::new(), errno))
 }
 
 fn needs_context(plan: &OverlayPlan) -> bool {
-    plan.data.is_some() || plan.lowers.iter().any(|lower| lower.path().is_none())
+    plan.data.is_some() || has_fd(plan)
+}
+
+fn has_fd(plan: &OverlayPlan) -> bool {
+    plan.lowers.iter().any(|lower| lower.path().is_none())
+}
+
+fn has_unattached(plan: &OverlayPlan) -> bool {
+    has_fd(plan) || context::needs_empty_lower(plan)
 }
 
 /// What the layers of a union need.
@@ -323,164 +345,5 @@ fn is_missing_api(error: &MountError) -> bool {
         | MountError::Busy { .. }
         | MountError::Unmount { .. }
         | MountError::Table(_) => false,
-    }
-}
-
-/// Builds the detached mount.
-fn context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), MountError> {
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(|errno| kernel(target, "opening the file system overlay", Vec::new(), errno))?;
-    // The name in the first column of the table of mounts; `findmnt` shows it.
-    set(&fs, target, "source", "perennial")?;
-    for lower in &plan.lowers {
-        set_lower(&fs, target, lower)?;
-    }
-    if let Some(data) = &plan.data {
-        set_path(&fs, target, "datadir+", data)?;
-    }
-    let is_read_only = plan.read_only || plan.upper.is_none();
-    let empty = match &plan.upper {
-        Some(Upper { upper, work }) => {
-            set_path(&fs, target, "upperdir", upper)?;
-            set_path(&fs, target, "workdir", work)?;
-            None
-        }
-        None if plan.lowers.len() == 1 && plan.data.is_none() => Some(set_empty_lower(&fs, target)?),
-        None => None,
-    };
-    let needs = if plan.data.is_some() { LayerNeeds::Data } else { LayerNeeds::Nothing };
-    let options = set_pinned(&fs, target, needs)?;
-    if is_read_only {
-        fsconfig_set_flag(&fs, "ro").map_err(|errno| kernel(target, "setting ro", messages(&fs), errno))?;
-    }
-    let log = KernelLog::open();
-    fsconfig_create(&fs).map_err(|errno| {
-        let mut messages = messages(&fs);
-        messages.extend(log.overlay_messages());
-        kernel(target, "creating the union", messages, errno)
-    })?;
-    // The union has its own hold on the layers now.
-    drop(empty);
-    let attributes = if is_read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
-    let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|errno| kernel(target, "making the mount", messages(&fs), errno))?;
-    Ok((mounted, options))
-}
-
-fn set_pinned(fs: &OwnedFd, target: &Path, needs: LayerNeeds) -> Result<Vec<String>, MountError> {
-    let mut options = Vec::new();
-    for (name, values) in pinned(needs) {
-        let mut refusal = None;
-        let accepted = values.iter().find(|value| match fsconfig_set_string(fs, *name, **value) {
-            Ok(()) => true,
-            Err(errno) => {
-                refusal = Some((errno, messages(fs)));
-                false
-            }
-        });
-        match (accepted, refusal) {
-            (Some(value), _) => options.push(format!("{name}={value}")),
-            (None, Some((errno, messages))) if needs == LayerNeeds::Data || !is_unknown(&messages) => {
-                return Err(kernel(target, format!("setting {name}={}", values.join(" or ")), messages, errno));
-            }
-            (None, _) => {}
-        }
-    }
-    Ok(options)
-}
-
-fn is_unknown(messages: &[String]) -> bool {
-    messages.iter().any(|message| message.contains("nknown parameter"))
-}
-
-fn set(fs: &OwnedFd, target: &Path, key: &str, value: &str) -> Result<(), MountError> {
-    fsconfig_set_string(fs, key, value).map_err(|errno| kernel(target, format!("setting {key}"), messages(fs), errno))
-}
-
-fn set_lower(fs: &OwnedFd, target: &Path, lower: &Lower) -> Result<(), MountError> {
-    let key = "lowerdir+";
-    match lower {
-        Lower::Dir(path) => set_path(fs, target, key, path),
-        Lower::Fd(fd) => set_fd(fs, key, fd.as_fd())
-            .map_err(|errno| kernel(target, format!("setting {key} to {}", lower.name()), messages(fs), errno)),
-    }
-}
-
-/// Sets a path: as text where it fits, so that the table of mounts shows it; else by descriptor.
-fn set_path(fs: &OwnedFd, target: &Path, key: &str, path: &Path) -> Result<(), MountError> {
-    let fail = |messages, errno| kernel(target, format!("setting {key} to {}", path.display()), messages, errno);
-    if path.as_os_str().len() <= FSCONFIG_BYTES_MAX {
-        return fsconfig_set_string(fs, key, path).map_err(|errno| fail(messages(fs), errno));
-    }
-    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| fail(Vec::new(), errno))?;
-    set_fd(fs, key, fd.as_fd()).map_err(|errno| fail(messages(fs), errno))
-}
-
-/// Sets a directory by descriptor: directly (Linux 6.13), else through its name in `/proc`.
-fn set_fd(fs: &OwnedFd, key: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    if fsconfig_set_fd(fs, key, fd).is_ok() {
-        return Ok(());
-    }
-    let _: Vec<String> = messages(fs);
-    fsconfig_set_string(fs, key, format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-/// Adds an empty directory below a single layer: overlayfs wants two where there is no upper directory. It is the root
-/// of a tmpfs that is attached nowhere and lives as long as the union.
-///
-/// The returned descriptor must stay open until the union has been created.
-fn set_empty_lower(fs: &OwnedFd, target: &Path) -> Result<OwnedFd, MountError> {
-    let fail = |errno| kernel(target, "adding an empty layer", messages(fs), errno);
-    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
-    fsconfig_set_string(&tmpfs, "size", "4096").map_err(fail)?;
-    fsconfig_create(&tmpfs).map_err(fail)?;
-    let empty = fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(fail)?;
-    set_fd(fs, "lowerdir+", empty.as_fd()).map_err(fail)?;
-    Ok(empty)
-}
-
-/// Reads what the kernel has said in this context since the last time, one message a line.
-fn messages(fs: &OwnedFd) -> Vec<String> {
-    let mut texts = Vec::new();
-    for _ in 0..MESSAGES_MAX {
-        let mut buffer = [0_u8; 1024];
-        match rustix::io::read(fs, &mut buffer) {
-            Ok(count) if count > 0 => {
-                let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default());
-                // "e overlay: …": the first letter is the severity.
-                let text = text.trim_end();
-                texts.push(text.split_once(' ').map_or(text, |(_, rest)| rest).to_owned());
-            }
-            // ENODATA: nothing more has been said.
-            Ok(_) | Err(_) => break,
-        }
-    }
-    texts
-}
-
-/// The kernel's log from a moment on: overlayfs says most of its reasons there and not in the context.
-struct KernelLog(Option<OwnedFd>);
-
-impl KernelLog {
-    fn open() -> Self {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/dev/kmsg", flags, Mode::empty()).ok();
-        Self(fd.filter(|fd| rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0)).is_ok()))
-    }
-
-    /// Returns what overlayfs has said since; some of it may be about somebody else's union.
-    fn overlay_messages(&self) -> Vec<String> {
-        let Some(fd) = &self.0 else { return Vec::new() };
-        let mut texts = Vec::new();
-        for _ in 0..MESSAGES_MAX {
-            let mut buffer = [0_u8; 4096];
-            let Ok(count) = rustix::io::read(fd, &mut buffer) else { break };
-            let record = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default());
-            // "level,sequence,time,flags;text" and lines of details.
-            let text = record.lines().next().and_then(|line| line.split_once(';')).map(|(_, text)| text.to_owned());
-            texts.extend(text.filter(|text| text.starts_with("overlayfs:")));
-        }
-        texts
     }
 }

@@ -1,8 +1,9 @@
 //! What this machine can do, found out by trying, never by version; `doctor` shows it.
 
 use crate::cgroup::{self, CgroupVersion};
-use crate::mount::{self, LayerNeeds, OverlayPlan, Upper};
+use crate::mount::{self, Handing, LayerNeeds, Lower, MountApi, MountError, OverlayPlan, Upper};
 use crate::{bundle, network, oci};
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, mknodat};
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -86,6 +87,40 @@ pub fn directory(directory: &Path, name: &str) -> io::Result<DirectoryProbe> {
     };
     std::fs::remove_dir_all(&trial)?;
     Ok(probe)
+}
+
+/// Tries whether unions can have sealed layers, and how these reach overlayfs: mounts one, with contents from `data`, in
+/// a new directory `trial` that is removed afterwards. `layer` opens the root of a layer that is attached nowhere.
+///
+/// # Errors
+/// What the kernel said, or why there is no such layer or directory.
+pub fn sealed<E>(layer: impl Fn() -> Result<OwnedFd, E>, data: &Path, trial: &Path) -> Result<Handing, E>
+where
+    E: From<io::Error> + From<MountError>,
+{
+    std::fs::create_dir(trial)?;
+    let tried = try_sealed(layer, data, trial);
+    std::fs::remove_dir_all(trial)?;
+    tried
+}
+
+fn try_sealed<E>(layer: impl Fn() -> Result<OwnedFd, E>, data: &Path, trial: &Path) -> Result<Handing, E>
+where
+    E: From<io::Error> + From<MountError>,
+{
+    let path = |name: &str| trial.join(name);
+    for name in ["upper", "work", "merged"] {
+        std::fs::create_dir(path(name))?;
+    }
+    let by = |handing| -> Result<Handing, E> {
+        let upper = Some(Upper { upper: path("upper"), work: path("work") });
+        let (lowers, data) = (vec![Lower::of_fd(layer()?)], Some(data.to_path_buf()));
+        let plan = OverlayPlan { lowers, data, upper, read_only: false };
+        mount::mount_with(&plan, &path("merged"), MountApi::Context(handing))?;
+        mount::unmount(&path("merged"), UNMOUNT_MAX)?;
+        Ok(handing)
+    };
+    by(Handing::Descriptor).or_else(|_| by(Handing::Attached))
 }
 
 fn ability<E: std::error::Error>(result: Result<(), E>) -> Ability {

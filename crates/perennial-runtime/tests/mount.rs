@@ -3,8 +3,8 @@
 
 use perennial_runtime::clock;
 use perennial_runtime::mount::{
-    LayerNeeds, Lower, MountApi, MountError, OverlayPlan, Upper, is_mounted, mount, mount_detached, mount_with,
-    mounts_under, parse_mountinfo, recorded_options, syncfs, unmount,
+    Handing, LayerNeeds, Lower, MountApi, MountError, OverlayPlan, Upper, is_mounted, mount, mount_detached,
+    mount_with, mounts_under, parse_mountinfo, recorded_options, syncfs, unmount,
 };
 use perennial_runtime::probe::{self, Ability};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Every way to mount that this kernel has.
+const APIS: [MountApi; 3] =
+    [MountApi::Context(Handing::Descriptor), MountApi::Context(Handing::Attached), MountApi::Legacy];
 
 struct Layers {
     dir: tempfile::TempDir,
@@ -70,7 +73,7 @@ fn read(path: &Path) -> String {
 
 #[test]
 fn the_newest_layer_wins_and_only_the_upper_is_written() {
-    for api in [MountApi::Context, MountApi::Legacy] {
+    for api in APIS {
         let layers = Layers::new(3);
         let merged = layers.path("merged");
         let options = mount_with(&layers.writable(3), &merged, api).unwrap();
@@ -127,10 +130,12 @@ fn views_for_reading_take_one_layer_or_many() {
         let layers = Layers::new(count);
         let merged = layers.path("merged");
         let plan = OverlayPlan::read_only(layers.lowers(count), None);
-        mount(&plan, &merged).unwrap();
-        assert_eq!(read(&merged.join("same")), "0");
-        assert_eq!(std::fs::File::create(merged.join("new")).unwrap_err().raw_os_error(), Some(30), "{count}");
-        unmount(&merged, PATIENCE).unwrap();
+        for handing in [Handing::Descriptor, Handing::Attached] {
+            mount_with(&plan, &merged, MountApi::Context(handing)).unwrap();
+            assert_eq!(read(&merged.join("same")), "0");
+            assert_eq!(std::fs::File::create(merged.join("new")).unwrap_err().raw_os_error(), Some(30), "{count}");
+            unmount(&merged, PATIENCE).unwrap();
+        }
 
         let detached = mount_detached(&plan).unwrap();
         assert!(statat(&detached, "same", AtFlags::empty()).is_ok());
@@ -151,7 +156,7 @@ fn long_paths_and_separators_in_names_are_no_obstacle() {
     put(&deep.join("deep"), "");
     put(&odd.join("odd"), "");
     let plan = OverlayPlan { lowers: vec![deep.into(), odd.into()], ..layers.writable(0) };
-    for api in [MountApi::Context, MountApi::Legacy] {
+    for api in APIS {
         let merged = layers.path("merged");
         mount_with(&plan, &merged, api).unwrap_or_else(|error| panic!("{api:?}: {error}"));
         assert!(merged.join("deep").exists() && merged.join("odd").exists(), "{api:?}");

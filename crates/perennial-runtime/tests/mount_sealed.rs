@@ -3,9 +3,10 @@
 #![cfg(test)]
 
 use perennial_runtime::mount::{
-    LayerNeeds, Lower, MountApi, MountError, OverlayPlan, Upper, leaves_redirects, mount, mount_detached, mount_with,
-    mounts_under, recorded_options, unmount,
+    Handing, LayerNeeds, Lower, MountApi, MountError, OverlayPlan, Upper, leaves_redirects, mount, mount_detached,
+    mount_with, mounts_under, recorded_options, unmount,
 };
+use perennial_runtime::probe;
 use rustix::fs::{Mode, OFlags, XattrFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
@@ -16,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How sealed layers reach overlayfs.
+const HANDINGS: [Handing; 2] = [Handing::Descriptor, Handing::Attached];
 /// Name of an object as the store spells it, and the secret directory in front of it.
 const OBJECT: &str = "e6/28ca0000000000000000000000000000000000000000000000000000000000";
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -77,14 +80,18 @@ impl Stack {
         }
     }
 
-    /// Mounts the layer over the image and returns the first byte of what its file shows.
+    /// Mounts the layer over the image in every way and returns the first byte of what its file shows.
     fn shows(&self, redirect: &str) -> char {
         let merged = self.path("merged");
-        mount(&self.plan(redirect), &merged).unwrap();
-        let content = std::fs::read(merged.join("big")).unwrap();
-        assert_eq!(content.len(), CONTENT_BYTES);
-        unmount(&merged, PATIENCE).unwrap();
-        char::from(content[0])
+        let shown = HANDINGS.map(|handing| {
+            mount_with(&self.plan(redirect), &merged, MountApi::Context(handing)).unwrap();
+            let content = std::fs::read(merged.join("big")).unwrap();
+            assert_eq!(content.len(), CONTENT_BYTES);
+            unmount(&merged, PATIENCE).unwrap();
+            char::from(content[0])
+        });
+        assert_eq!(shown[0], shown[1], "{HANDINGS:?}");
+        shown[0]
     }
 }
 
@@ -112,7 +119,16 @@ fn a_sealed_layer_shows_the_content_of_its_objects_and_no_object_by_name() {
     put(&stack.path("image/from-image"), 'i');
     assert_eq!(stack.shows(&secret_redirect()), 'o');
     let merged = stack.path("merged");
-    let options = mount(&stack.plan(&secret_redirect()), &merged).unwrap();
+    for handing in HANDINGS {
+        let options = mount_with(&stack.plan(&secret_redirect()), &merged, MountApi::Context(handing)).unwrap();
+        check_union(&stack, &options);
+        unmount(&merged, PATIENCE).unwrap();
+    }
+}
+
+/// Checks the union of a sealed layer and an image at `merged`.
+fn check_union(stack: &Stack, options: &[String]) {
+    let merged = stack.path("merged");
     assert!(merged.join("from-image").exists());
     let mut names: Vec<_> = std::fs::read_dir(&merged).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -125,8 +141,7 @@ fn a_sealed_layer_shows_the_content_of_its_objects_and_no_object_by_name() {
         assert!(options.iter().any(|set| set == option), "{option} in {options:?}");
     }
     assert_eq!(options, recorded_options(LayerNeeds::Data));
-    assert!(leaves_redirects(&options) && !leaves_redirects(&recorded_options(LayerNeeds::Nothing)));
-    unmount(&merged, PATIENCE).unwrap();
+    assert!(leaves_redirects(options) && !leaves_redirects(&recorded_options(LayerNeeds::Nothing)));
 }
 
 #[test]
@@ -151,6 +166,36 @@ fn an_image_cannot_replace_an_object_unless_it_knows_the_secret() {
     assert_eq!(stack.shows(&secret_redirect()), 'o', "with it the object is");
     put(&stack.path(&format!("image/{SECRET}/{OBJECT}")), 'E');
     assert_eq!(stack.shows(&secret_redirect()), 'E', "so a layer with that name must never come into a store");
+}
+
+/// What is attached for the call is attached for nobody else, and no longer than the call.
+#[test]
+fn layers_that_were_attached_for_a_union_are_mounted_nowhere() {
+    let stack = Stack::new();
+    let merged = stack.path("merged");
+    // Other tests mount at the same time, but none attaches a layer where this one looks.
+    let layers = || {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().filter(|line| line.contains(" - erofs ") || line.contains(" /proc/fs ")).count()
+    };
+    mount_with(&stack.plan(&secret_redirect()), &merged, MountApi::Context(Handing::Attached)).unwrap();
+    assert_eq!(layers(), 0);
+    assert_eq!(mounts_under(stack.dir.path()).unwrap().len(), 1, "the union and nothing else");
+    unmount(&merged, PATIENCE).unwrap();
+    assert!(mounts_under(stack.dir.path()).unwrap().is_empty());
+}
+
+#[test]
+fn how_sealed_layers_are_handed_over_is_found_by_trying() {
+    let stack = Stack::new();
+    std::fs::create_dir_all(stack.path("objects")).unwrap();
+    let layer = || Ok::<_, Box<dyn std::error::Error>>(stack.sealed(&secret_redirect()));
+    let found = probe::sealed(layer, &stack.path("objects"), &stack.path("trial")).unwrap();
+    // Linux 6.15 and newer; what older kernels take is tried on them, in a virtual machine.
+    assert_eq!(found, Handing::Descriptor);
+    let refused = probe::sealed(layer, &stack.path("no-objects"), &stack.path("trial")).unwrap_err();
+    assert!(refused.to_string().contains("no-objects"), "{refused}");
+    assert!(!stack.path("trial").exists());
 }
 
 #[test]

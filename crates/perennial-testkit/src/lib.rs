@@ -8,6 +8,8 @@
 //! - [`traps`]: everything that packers and overlays are known to get wrong, in stages, for the program `trap-actor`.
 //! - [`model`]: random scripts of file system operations, for containers and plain directories alike.
 //! - [`overlay`]: layers stacked by the kernel alone, for comparison.
+//! - [`guest`]: a virtual machine with a disk of its own, whose power can be cut.
+//! - [`writelog`]: what it has written, and disks as a cut leaves them.
 //! - [`actor`]: that program, built, and images with it.
 //! - [`bytes`], [`copy`], [`host`]: what the others share.
 //!
@@ -18,6 +20,7 @@ pub mod actor;
 pub mod bytes;
 pub mod cli;
 pub mod copy;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod kill;
@@ -26,3 +29,4 @@ pub mod model;
 pub mod overlay;
 pub mod traps;
 pub mod tree;
+pub mod writelog;

@@ -1,7 +1,7 @@
 //! File systems of a chosen kind and size, mounted from a sparse file: for tests that need a journal, reflinks, or a
 //! disk that is full.
 
-use crate::host::{need_root, now, pause, run};
+use crate::host::{need_root, now, pause, run, wait_until};
 use anyhow::{Context as _, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,18 @@ impl FsKind {
         }
     }
 
-    fn make(self, image: &Path) -> Result<()> {
+    /// Its name as `mount` knows it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    /// Makes one that fills the file `image`.
+    pub fn make(self, image: &Path) -> Result<()> {
         let (program, options): (&str, &[&str]) = match self {
             Self::Ext4 => ("mkfs.ext4", &["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"]),
             Self::Xfs => ("mkfs.xfs", &["-q", "-f"]),
@@ -49,8 +60,12 @@ impl FsKind {
 #[derive(Debug)]
 pub struct LoopFs {
     home: TempDir,
+    image: PathBuf,
     mounted: bool,
 }
+
+/// Longest time for the host to let go of a file system that was unmounted.
+const LETTING_GO: Duration = Duration::from_secs(60);
 
 /// Size of the file system that [`LoopFs::small`] makes.
 pub const SMALL_BYTES: u64 = 64 << 20;
@@ -63,9 +78,19 @@ impl LoopFs {
         let image = home.path().join("image");
         File::create(&image)?.set_len(bytes.max(kind.bytes_min()))?;
         kind.make(&image)?;
-        let mut made = Self { home, mounted: false };
+        Self::mount(home, &image)
+    }
+
+    /// Mounts the file system in a file that stays when this is dropped.
+    pub fn of(image: &Path) -> Result<Self> {
+        need_root()?;
+        Self::mount(TempDir::with_prefix("perennial-loopfs-")?, image)
+    }
+
+    fn mount(home: TempDir, image: &Path) -> Result<Self> {
+        let mut made = Self { home, image: image.to_owned(), mounted: false };
         fs::create_dir(made.path())?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(made.path()))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(made.path()))?;
         made.mounted = true;
         Ok(made)
     }
@@ -106,7 +131,16 @@ impl LoopFs {
         Ok(Filler { path })
     }
 
-    fn unmount(&mut self) -> Result<()> {
+    /// Unmounts it and waits until all of it is in its file: other mount namespaces, such as those of containers that
+    /// started meanwhile, may have it mounted for a while.
+    pub fn unmount(mut self) -> Result<()> {
+        self.detach()?;
+        wait_until("the file system is unmounted everywhere", LETTING_GO, || {
+            Ok(run(Command::new("losetup").arg("-j").arg(&self.image))?.stdout.is_empty())
+        })
+    }
+
+    fn detach(&mut self) -> Result<()> {
         if self.mounted {
             run(Command::new("umount").arg(self.path()))?;
             self.mounted = false;
@@ -119,7 +153,7 @@ impl Drop for LoopFs {
     fn drop(&mut self) {
         // Processes that a test has just killed may hold it for a moment.
         let deadline = now() + Duration::from_secs(5);
-        while self.unmount().is_err() && now() < deadline {
+        while self.detach().is_err() && now() < deadline {
             pause(Duration::from_millis(20));
         }
         if self.mounted {

@@ -195,6 +195,27 @@ fn packs_shrink_when_generations_go() -> Result<()> {
     Ok(())
 }
 
+/// A layer that was made of cold ones is cold as well, whether or not it has anything of what is in packs.
+#[test]
+fn packs_that_nothing_needs_any_more_are_not_missed() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "c", "--image", "box", "--keep", "2", "--", "sh", "-c", IDLE])?;
+    let run = |number: u64| -> Result<()> {
+        stage.sh_ok("c", &format!("echo {number} >/state; seq {number} 2000 >/own; echo {number} >/n{number}"))?;
+        stage.quiet()
+    };
+    (1..=2).try_for_each(run)?;
+    stage.ok(&["seal"])?;
+    stage.ok(&["pack", "--hot", "1"])?;
+    ensure!(!packs(&stage)?.is_empty(), "nothing was packed");
+    (3..=4).try_for_each(run)?;
+    stage.ok(&["gc"])?;
+    ensure!(packs(&stage)?.is_empty(), "packs are left: {:?}", packs(&stage)?);
+    stage.ok(&["doctor"])?;
+    stage.ok(&["verify", "--full"])?;
+    Ok(())
+}
+
 #[test]
 fn a_damaged_pack_costs_the_generations_that_show_what_was_in_it_and_no_others() -> Result<()> {
     let stage = Stage::new()?;

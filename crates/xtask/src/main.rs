@@ -1,4 +1,4 @@
-//! Chores of this repository as code: `cargo xtask ci`, `tidy`, `bench`, `changelog`.
+//! Chores of this repository as code: `cargo xtask ci`, `tidy`, `bench`, `powercuts`, `changelog`.
 //!
 //! Promises: every chore a contributor or a machine runs is here, and prints what it does.
 //! Does not know: anything about the crates it checks but their names, their text and their command line.
@@ -9,6 +9,7 @@ mod changelog;
 mod ci;
 mod clock;
 mod files;
+mod powercuts;
 mod tidy;
 
 use anyhow::Context as _;
@@ -32,6 +33,8 @@ enum Chore {
     Tidy,
     /// Measures Perennial beside its peers, in one run.
     Bench(bench::Options),
+    /// Cuts the power of a virtual machine many times and checks what is left.
+    Powercuts(powercuts::Options),
     /// Collects the files of `changes/unreleased/` into `CHANGELOG.md` under a version.
     Changelog(changelog::Options),
 }
@@ -52,6 +55,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Chore::Ci(options) => ci::run(&root, &options),
         Chore::Tidy => tidy::run(&root),
         Chore::Bench(options) => bench::run(&root, &options),
+        Chore::Powercuts(options) => powercuts::run(&root, &options),
         Chore::Changelog(options) => changelog::run(&root, &options),
     }
 }

@@ -51,7 +51,8 @@ fn every_event_moves_every_phase_as_the_table_says() {
         ("Created", ["Starting", "-", "-", "-", "-", "-"]),
         ("Starting", ["-", "Running", "Dormant", "Exiting", "-", "Dormant"]),
         ("Running", ["-", "-", "-", "Exiting", "-", "Dormant"]),
-        ("Exiting", ["-", "-", "-", "-", "Exiting", "Dormant"]),
+        // What ends it once more here is a salvage.
+        ("Exiting", ["-", "-", "-", "Exiting", "Exiting", "Dormant"]),
         ("Dormant", ["Starting", "-", "-", "-", "-", "-"]),
     ];
     for ((world, id), (phase, row)) in in_each_phase().into_iter().zip(table) {
@@ -62,6 +63,18 @@ fn every_event_moves_every_phase_as_the_table_says() {
             assert_eq!(reached, expected, "{phase} and {event:?}");
         }
     }
+}
+
+#[test]
+fn a27_an_exit_becomes_a_salvage_and_nothing_else() {
+    let mut world = World::with_exits(3, 1);
+    let run = world.start(StartMode::Mount);
+    let observed = Exit { code: Some(0), kind: Kind::Exit, health: Health::Unknown, clean: true, note: None, ..exit() };
+    world.end(&run, observed.clone());
+    world.step(Event::Ended { run: run.id.clone(), exit: observed }).unwrap_err();
+    world.step(Event::Ended { run: run.id.clone(), exit: exit() }).unwrap();
+    let Phase::Exiting { run: present, exit: saved } = &world.container.phase else { panic!("{:?}", world.container) };
+    assert_eq!((&present.id, saved.kind), (&run.id, Kind::Salvage));
 }
 
 #[test]

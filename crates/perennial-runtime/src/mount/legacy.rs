@@ -3,10 +3,10 @@
 //! All options share one page. Paths are given relative to the longest directory they have in common, which a thread
 //! of its own makes its working directory, so that deep stacks fit more often.
 
-use super::{LayerNeeds, Lower, MountError, OverlayPlan, Upper, kernel};
+use super::{LayerNeeds, Lower, MountError, OverlayPlan, Upper, apart, kernel};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::UnshareFlags;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -114,17 +114,8 @@ fn push_escaped(data: &mut Vec<u8>, path: &Path) {
 /// Mounts with `base` as the working directory of a thread that shares it with no other.
 fn mount_in(base: &Path, target: &Path, flags: MountFlags, data: &CString) -> Result<(), Errno> {
     let target = std::path::absolute(target).map_err(|_| Errno::INVAL)?;
-    std::thread::scope(|scope| {
-        let helper = std::thread::Builder::new().spawn_scoped(scope, || {
-            #[expect(unsafe_code, reason = "rustix marks every unshare unsafe because of FILES, which is not used")]
-            // SAFETY: only the working directory and umask are unshared; no descriptor table is touched.
-            unsafe { unshare_unsafe(UnshareFlags::FS) }?;
-            rustix::process::chdir(base)?;
-            rustix::mount::mount("perennial", target.as_path(), "overlay", flags, data.as_c_str())
-        });
-        match helper.map(std::thread::ScopedJoinHandle::join) {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(Errno::AGAIN),
-        }
+    apart::run(UnshareFlags::FS, || {
+        rustix::process::chdir(base)?;
+        rustix::mount::mount("perennial", target.as_path(), "overlay", flags, data.as_c_str())
     })
 }

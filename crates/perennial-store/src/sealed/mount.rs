@@ -48,11 +48,12 @@ pub fn open_tree(layer: BorrowedFd<'_>) -> Result<OwnedFd, MountImageError> {
     mount_image(&image)
 }
 
-/// Tries whether this host can mount metadata images that lie in the root's file system.
+/// Tries whether this host can mount metadata images that lie in the root's file system, and returns the mounted tree of
+/// a layer without entries, as [`open_tree`] does.
 ///
 /// # Errors
 /// [`SealError`]: what stands in the way.
-pub fn probe(root: &Root) -> Result<(), SealError> {
+pub fn probe(root: &Root) -> Result<OwnedFd, SealError> {
     let path = root.staging_dir();
     let files = LayerFiles::open(&path)?;
     let name = format!(".probe-{}", rustix::process::getpid().as_raw_nonzero());
@@ -62,8 +63,7 @@ pub fn probe(root: &Root) -> Result<(), SealError> {
     rustix::fs::unlinkat(files.fd(), &name, rustix::fs::AtFlags::empty()).ok();
     written?;
     let image = image.map_err(|errno| files.io("open", &name, errno))?;
-    mount_image(&image).map_err(|source| SealError::Mount { path, source })?;
-    Ok(())
+    mount_image(&image).map_err(|source| SealError::Mount { path, source })
 }
 
 /// Writes the metadata image of a layer without entries.

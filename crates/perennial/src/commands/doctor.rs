@@ -7,6 +7,7 @@ use crate::engine::rebuild;
 use crate::failure::Result;
 use perennial_core::check::Severity;
 use perennial_runtime::cgroup::CgroupVersion;
+use perennial_runtime::mount::Handing;
 use perennial_runtime::probe::Ability;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -65,6 +66,14 @@ fn cgroups(version: CgroupVersion) -> &'static str {
     }
 }
 
+/// How sealed layers reach the kernel, in words.
+fn handing(way: Handing) -> &'static str {
+    match way {
+        Handing::Descriptor => "by descriptor",
+        Handing::Attached => "attached for each mount",
+    }
+}
+
 fn as_json(diagnosis: &Diagnosis) -> Value {
     let works = |probed: &Ability| match ability(probed) {
         Ok(()) => json!({"works": true}),
@@ -90,6 +99,7 @@ fn as_json(diagnosis: &Diagnosis) -> Value {
             "d_type": works(&directory.d_type),
             "reflink": works(&directory.reflink),
             "sealed_layers": if diagnosis.sealing.is_ok() { "yes" } else { "no" },
+            "sealed_layers_handed": diagnosis.sealing.as_ref().ok().map(|way| handing(*way)),
         },
     })
 }
@@ -117,7 +127,10 @@ fn show(diagnosis: &Diagnosis) {
         ("overlay in the root", works(&directory.overlay).to_owned()),
         ("trusted attributes", works(&directory.trusted_xattrs).to_owned()),
         ("reflinks", works(&directory.reflink).to_owned()),
-        ("sealed layers", diagnosis.sealing.clone().map_or_else(|why| format!("no: {why}"), |()| "yes".to_owned())),
+        (
+            "sealed layers",
+            diagnosis.sealing.clone().map_or_else(|why| format!("no: {why}"), |way| format!("yes, {}", handing(way))),
+        ),
         ("mount options", host.mount_options.join(",")),
     ];
     for (name, value) in rows {

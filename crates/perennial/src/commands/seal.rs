@@ -14,7 +14,7 @@ use serde_json::json;
 /// # Errors
 /// Where the name is unknown, this host cannot use sealed layers, or one could not be sealed.
 pub fn seal(context: &Context, args: &SealArgs) -> Result<()> {
-    let report = context.engine.seal_stacks(&stacks(context, args)?)?;
+    let report = context.engine.seal_stacks(&|| stacks(context, args))?;
     context.engine.empty_trash();
     show(context, &report);
     if report.busy.is_empty() {

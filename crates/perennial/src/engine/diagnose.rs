@@ -17,6 +17,7 @@ use perennial_runtime::cgroup::CgroupVersion;
 use perennial_runtime::{mount, probe};
 use perennial_store::cold::Cold;
 use perennial_store::layer;
+use perennial_store::objects::Objects;
 use perennial_store::records::{RecordStore as _, keys};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -33,8 +34,8 @@ pub struct Diagnosis {
     pub host: probe::HostProbe,
     /// What the root's file system can do.
     pub directory: probe::DirectoryProbe,
-    /// Whether layers can be used sealed; layers stay directories where not.
-    pub sealing: std::result::Result<(), String>,
+    /// Whether layers can be used sealed, and how; layers stay directories where not.
+    pub sealing: std::result::Result<mount::Handing, String>,
 }
 
 impl Diagnosis {
@@ -184,10 +185,10 @@ impl Engine {
             hint: hint.to_owned(),
         };
         if !self.has_packs()? {
-            let cold = self.layers()?.into_iter().filter(|doc| doc.value.cold).count();
-            let message = format!("{cold} layers may need packs, and there are none");
+            let lost = self.without_content()?;
+            let message = format!("{lost} layers need packs, and there are none");
             let hint = "`perennial verify` names the generations that are hit; restore packs/ from a copy";
-            let lost = (cold > 0).then(|| finding(Severity::Error, "packs".to_owned(), message, hint));
+            let lost = (lost > 0).then(|| finding(Severity::Error, "packs".to_owned(), message, hint));
             return Ok(lost.into_iter().collect());
         }
         let cold = match Cold::open(&self.root) {
@@ -204,6 +205,24 @@ impl Engine {
             finding(Severity::Warning, format!("pack {pack}"), message, hint)
         });
         Ok(scanned.collect())
+    }
+
+    /// Returns how many cold layers lack contents outside of packs. One that was made of cold layers is cold too, and may
+    /// have none of what was in packs.
+    fn without_content(&self) -> Result<usize> {
+        let objects = Objects::open(&self.root)?;
+        let mut lost: usize = 0;
+        for doc in self.layers()?.into_iter().filter(|doc| doc.value.cold) {
+            let mut named = Vec::new();
+            self.objects_of(&self.root.layer_dir(&doc.value.id), &mut |object| named.push(object))?;
+            for object in named {
+                if !objects.exists(&object)? {
+                    lost = lost.saturating_add(1);
+                    break;
+                }
+            }
+        }
+        Ok(lost)
     }
 
     /// Names lead to containers, and containers have their names.

@@ -16,11 +16,13 @@ use perennial_core::generations::{Appended, Frozen, commit_exit};
 use perennial_core::id::RunId;
 use perennial_core::layers::{LayerKind, LayerRecord};
 use perennial_runtime::cgroup::Cgroup;
+use perennial_runtime::clock;
 use perennial_runtime::mount;
 use perennial_runtime::oci::{OciError, OciRuntime};
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
 use perennial_store::tree::{self, MadeOver, TreeError};
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +31,8 @@ use std::time::Duration;
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 /// The OCI runtime where a container names none.
 pub const RUNTIME_DEFAULT: &str = "runc";
+/// Name of the file in a run's directory that says since which start of the machine the run is there.
+const BOOT: &str = "boot";
 /// Name of the file in a run's directory that says that nothing in it is to be kept.
 const DISPOSABLE: &str = "disposable";
 /// Bytes of the file that is given back when the disk is full, so that this fact can still be recorded (A34).
@@ -236,6 +240,28 @@ impl Engine {
     /// Whether [`Engine::note_disposable`] was called for a run.
     pub fn is_disposable(&self, run: &RunId) -> bool {
         self.root.run_dir(run).join(DISPOSABLE).symlink_metadata().is_ok()
+    }
+
+    /// Notes during which start of the machine a run began.
+    ///
+    /// # Errors
+    /// Where the note cannot be written.
+    pub fn note_boot(&self, run: &RunId) -> Result<()> {
+        // Not synced: whatever a power cut leaves of it names no start of the machine that is still going on.
+        let mut file = std::fs::File::create(self.root.run_dir(run).join(BOOT))?;
+        Ok(file.write_all(clock::boot()?.as_bytes())?)
+    }
+
+    /// Whether the machine went down while a run's changes were still in its upper, so that some of them may not have
+    /// reached the disk. Once they are a layer, all of them have.
+    ///
+    /// # Errors
+    /// Where it cannot be told.
+    pub fn was_cut_off(&self, run: &RunId) -> Result<bool> {
+        let directory = self.root.run_dir(run);
+        let noted = std::fs::read(directory.join(BOOT)).unwrap_or_default();
+        let has_upper = directory.join("upper").symlink_metadata().is_ok();
+        Ok(has_upper && noted != clock::boot()?.as_bytes())
     }
 
     /// Raises `ExitIncomplete`, with the reserve where the disk is too full even for that.

@@ -95,10 +95,9 @@ impl Engine {
     }
 
     fn pack_now(&self, order: &PackOrder) -> Result<Packed> {
-        let decided = self.decide_cold(order)?;
         let objects = Objects::open(&self.root)?;
-        let going = self.only_hot(&objects, self.going(&decided.plan)?)?;
-        if going.is_empty() {
+        let requests = self.survey(order, &objects)?;
+        if requests.is_empty() {
             return Ok(Packed::default());
         }
         let wait = if order.is_background { Wait::Never } else { Wait::Forever };
@@ -106,7 +105,6 @@ impl Engine {
         let Some(mut packer) = Packer::open(&self.root, wait)? else {
             return Ok(Packed { is_busy: true, ..Packed::default() });
         };
-        let requests = self.requests(&decided.plan, &going)?;
         let archived: Archived =
             packer.archive(&objects, requests, &mut || !(order.is_background && self.root.must_yield()))?;
         let safe: BTreeSet<ObjectId> = archived.safe.into_iter().collect();
@@ -116,6 +114,30 @@ impl Engine {
             packed.refused.push((object, Failure::from(refusal).one_line()));
         }
         Ok(packed)
+    }
+
+    /// Says what has to be read into packs. Nothing is locked while it looks, so layers may be freed under its eyes: then
+    /// it looks again.
+    fn survey(&self, order: &PackOrder, objects: &Objects) -> Result<Vec<Request>> {
+        for _ in 0..TURNS_MAX {
+            let plan = self.decide_cold(order)?.plan;
+            let surveyed = self.survey_of(&plan, objects);
+            if surveyed.is_ok() || !self.has_lost_a_layer(&plan) {
+                return surveyed;
+            }
+            clock::wait(TURN_PAUSE);
+        }
+        self.survey_of(&self.decide_cold(order)?.plan, objects)
+    }
+
+    fn survey_of(&self, plan: &ColdPlan, objects: &Objects) -> Result<Vec<Request>> {
+        let going = self.only_hot(objects, self.going(plan)?)?;
+        if going.is_empty() { Ok(Vec::new()) } else { self.requests(plan, &going) }
+    }
+
+    /// Whether a layer that a plan names is gone.
+    fn has_lost_a_layer(&self, plan: &ColdPlan) -> bool {
+        plan.hot.iter().flatten().chain(&plan.layers).any(|layer| !self.root.layer_dir(layer).is_dir())
     }
 
     /// Decides what is cold by what is recorded now.
@@ -169,9 +191,13 @@ impl Engine {
             if going.is_empty() {
                 return Ok(going);
             }
-            self.objects_of(&self.root.layer_dir(&id), &mut |object| {
+            let named = self.objects_of(&self.root.layer_dir(&id), &mut |object| {
                 going.remove(&object);
-            })?;
+            });
+            // One that was freed since it was listed names nothing.
+            if self.root.layer_dir(&id).is_dir() {
+                named?;
+            }
         }
         for stack in &plan.hot {
             if going.is_empty() {

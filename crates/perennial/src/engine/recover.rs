@@ -2,7 +2,8 @@
 //!
 //! A run's supervisor holds the run's lock for life. Whoever gets that lock while the record still names the run knows
 //! that nobody will end it any more, and does so: processes are ended, the union is unmounted, and what the run wrote
-//! becomes a generation of kind `salvage`. A run that changed nothing leaves nothing.
+//! becomes a generation of kind `salvage`. A run that changed nothing leaves nothing. An exit that was begun is finished as
+//! the exit it is, unless the machine went down before its changes were made durable: that is saved as well.
 
 use super::Engine;
 use super::records::Doc;
@@ -30,8 +31,9 @@ impl Engine {
             return Ok(doc);
         }
         let runtime = doc.value.spec.runtime.clone();
-        let was_exiting = matches!(doc.value.phase, Phase::Exiting { .. });
-        if !was_exiting && !self.end_lost_run(&mut doc, &run)? {
+        // An exit goes on where it was, unless the machine went down: then nobody knows whether all of it was written.
+        let is_observed = matches!(doc.value.phase, Phase::Exiting { .. }) && !self.was_cut_off(&run.id)?;
+        if !is_observed && !self.end_lost_run(&mut doc, &run)? {
             self.release_run(&run.id, runtime.as_deref())?;
             run_lock.remove_file();
             return Ok(doc);
@@ -46,7 +48,8 @@ impl Engine {
         Ok(doc)
     }
 
-    /// Ends a run that was starting or running when its supervisor died. Returns whether it left something to save.
+    /// Ends a run that was starting or running when its supervisor died, or exiting when the machine went down. Returns
+    /// whether it left something to save.
     fn end_lost_run(&self, doc: &mut Doc<Container>, run: &Run) -> Result<bool> {
         if let Ok(runtime) = self.runtime(doc.value.spec.runtime.as_deref()) {
             runtime.delete(run.id.as_str(), true)?;

@@ -9,17 +9,19 @@
 //! between two entries where a command asks background work to give way. What is cut off is taken up again where it
 //! was: contents that are stored stay stored.
 
-use super::Engine;
 use super::trees::borrow_all;
+use super::{Engine, random};
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::SealPolicy;
-use perennial_core::id::LayerId;
+use perennial_core::id::{LayerId, RunId};
 use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerRecord, ManifestRef};
 use perennial_core::sealed::manifest::Summary;
 use perennial_core::sealed::order::{SealStep, plan_seal};
+use perennial_runtime::mount::Handing;
+use perennial_runtime::probe;
 use perennial_store::layer;
 use perennial_store::objects::Objects;
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
@@ -46,6 +48,8 @@ pub enum Sealing {
     Nothing,
     /// Somebody else is at it, or asked to give way; what was done is kept.
     GaveWay,
+    /// The layers below it have become others since it was planned: it has to be planned anew.
+    Outdated,
     /// It stays a directory, because of this.
     StaysDirectory(String),
 }
@@ -71,9 +75,15 @@ pub enum Diligence {
 }
 
 impl Engine {
-    /// Returns whether layers can be sealed and used sealed on this host; in the words of whoever refused, if not.
-    pub fn can_seal(&self) -> std::result::Result<(), String> {
-        sealed::probe(&self.root).map_err(|error| Failure::from(error).one_line())
+    /// Returns whether layers can be sealed and used sealed on this host, and in which way; in the words of whoever
+    /// refused, if not.
+    pub fn can_seal(&self) -> std::result::Result<Handing, String> {
+        let layer = || Ok(sealed::probe(&self.root)?);
+        let tried = random().and_then(|bytes| {
+            let trial = self.root.staging_dir().join(format!("probe-{}", RunId::from_random(bytes)));
+            probe::sealed::<Failure>(layer, &self.root.objects_dir(), &trial)
+        });
+        tried.map_err(|failure| failure.one_line())
     }
 
     /// Seals the next layer of a container that is due, the lowest first.
@@ -95,34 +105,56 @@ impl Engine {
             match self.seal_nicely(&step)? {
                 // Gone meanwhile, or known not to be sealable now: the next one.
                 Sealing::Nothing | Sealing::StaysDirectory(_) => {}
+                // The next call plans anew.
+                Sealing::Outdated => return Ok(Sealing::GaveWay),
                 outcome @ (Sealing::Done | Sealing::GaveWay) => return Ok(outcome),
             }
         }
         Ok(Sealing::Nothing)
     }
 
-    /// Seals whatever can be sealed among these stacks, now.
+    /// Seals whatever can be sealed among the stacks that `stacks` reads, now. It reads them again where work in the
+    /// background has put layers together meanwhile.
     ///
     /// # Errors
     /// As [`Engine::seal_step`], and where this host cannot.
-    pub fn seal_stacks(&self, stacks: &[Vec<LayerId>]) -> Result<SealReport> {
-        self.can_seal().map_err(|why| {
+    pub fn seal_stacks(&self, stacks: &dyn Fn() -> Result<Vec<Vec<LayerId>>>) -> Result<SealReport> {
+        let _: Handing = self.can_seal().map_err(|why| {
             Failure::new(Code::Host, format!("this host cannot use sealed layers: {why}"))
                 .hint("nothing was changed; generations are kept as directories, which every host can use")
         })?;
         let mut report = SealReport::default();
-        self.finish_folds_in(stacks)?;
-        for step in self.seal_plan(stacks, Diligence::Asked)? {
-            self.finish_folds_of(&step)?;
-            match self.seal_in_turn(&step)? {
-                Sealing::Done => report.sealed.push(step.layer),
-                Sealing::Nothing => {}
-                Sealing::GaveWay => report.busy.push(step.layer),
-                Sealing::StaysDirectory(why) => report.kept.push((step.layer, why)),
+        for _ in 0..TURNS_MAX {
+            let stacks = stacks()?;
+            self.finish_folds_in(&stacks)?;
+            if self.seal_planned(&self.seal_plan(&stacks, Diligence::Asked)?, &mut report)? {
+                break;
             }
+            clock::wait(TURN_PAUSE);
         }
         self.drop_sealed_trees()?;
         Ok(report)
+    }
+
+    /// Seals what was planned; returns whether all of the plan still held.
+    fn seal_planned(&self, steps: &[SealStep], report: &mut SealReport) -> Result<bool> {
+        let mut held = true;
+        (report.kept, report.busy) = (Vec::new(), Vec::new());
+        for step in steps {
+            self.finish_folds_of(step)?;
+            let layer = step.layer.clone();
+            match self.seal_in_turn(step)? {
+                Sealing::Done => report.sealed.push(layer),
+                Sealing::Nothing => {}
+                Sealing::GaveWay => report.busy.push(layer),
+                Sealing::Outdated => {
+                    report.busy.push(layer);
+                    held = false;
+                }
+                Sealing::StaysDirectory(why) => report.kept.push((layer, why)),
+            }
+        }
+        Ok(held)
     }
 
     /// Returns the stacks of a container's generations, whole, after those of their images.
@@ -183,7 +215,7 @@ impl Engine {
             let step = SealStep { layer: layer.id.clone(), below };
             match self.seal_in_turn(&step)? {
                 Sealing::Done | Sealing::Nothing => {}
-                Sealing::GaveWay => {
+                Sealing::GaveWay | Sealing::Outdated => {
                     let message = format!("layer {} is being sealed by another command", layer.id);
                     return Err(Failure::new(Code::Conflict, message).hint("try again in a moment"));
                 }
@@ -239,6 +271,9 @@ impl Engine {
         if record.value.form != Form::Dir || !layer::has_tree(&self.root, &step.layer) {
             return Ok(Sealing::Nothing);
         }
+        if self.has_gone(&step.below)? {
+            return Ok(Sealing::Outdated);
+        }
         if let Some(why) = record.value.unsealable.clone().filter(|_| diligence == Diligence::Background) {
             return Ok(Sealing::StaysDirectory(why));
         }
@@ -266,6 +301,17 @@ impl Engine {
             }
             Err(error) => Err(Failure::from(error).while_doing(format!("cannot seal layer {}", step.layer))),
         }
+    }
+
+    /// Whether one of these layers is no more: others have taken its place. The caller holds them with shared locks, so
+    /// that those that are there stay.
+    fn has_gone(&self, layers: &[LayerId]) -> Result<bool> {
+        for layer in layers {
+            if self.layer(layer)?.is_none() && !layer::has_tree(&self.root, layer) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Finishes the folds in whole stacks before any layer of them is sealed: a half-folded layer must not be sealed

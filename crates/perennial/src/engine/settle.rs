@@ -96,7 +96,7 @@ impl Engine {
         let Ok(doc) = self.container(id) else { return Ok(Step::Nothing) };
         Ok(match self.seal_step(&doc.value)? {
             Sealing::Done => Step::Did,
-            Sealing::GaveWay => Step::GaveWay,
+            Sealing::GaveWay | Sealing::Outdated => Step::GaveWay,
             Sealing::Nothing | Sealing::StaysDirectory(_) => Step::Nothing,
         })
     }

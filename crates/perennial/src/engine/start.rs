@@ -188,6 +188,7 @@ impl Engine {
         for path in ["", "work", "merged", "bundle", "empty"] {
             std::fs::create_dir(directory.join(path))?;
         }
+        self.note_boot(&run.id)?;
         let mut lowers = self.lowers(&prepared.layers)?;
         if lowers.is_empty() {
             lowers.push(directory.join("empty").into());

@@ -4,7 +4,7 @@
 use crate::world::{IMAGE, Scratch, WAIT, World, script};
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::host::{pause, wait_until, wait_within};
-use perennial_testkit::kill::{self, Fault, Outcome, Points, Scenario, Victim};
+use perennial_testkit::kill::{self, Fault, Outcome, Point, Points, Scenario, Victim};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::process::{Command, Stdio};
@@ -227,6 +227,32 @@ fn what_a_run_changed_is_salvaged_when_its_supervisor_is_killed() -> Result<()> 
     ensure!(kinds(&world)?.last() == Some(&(3, "salvage".into())), "{:?}", kinds(&world)?);
     let shown = world.perennial.ok(&["run", "c", "--", "cat", "/state"])?;
     ensure!(shown.out() == "waiting\n", "{:?}", shown.out());
+    Ok(())
+}
+
+/// A supervisor that died leaves an exit to be finished. Where the machine went down as well, nobody knows whether all of
+/// what the run had changed was written, and the generation must not say that it is whole.
+#[test]
+fn an_exit_that_a_power_cut_has_caught_before_its_sync_is_a_salvage() -> Result<()> {
+    for (is_power_cut, kind) in [(false, "exit"), (true, "salvage")] {
+        let (_scratch, world) = one_container()?;
+        let change = script(3);
+        let run = world.perennial.command(&["__supervise", "c", "--mode", "mount", "--", "/bin/sh", "-c", &change]);
+        let point = Point { call: "syncfs".to_owned(), nth: 1 };
+        let outcome = kill::disturb(Victim::Command(run), Fault::KillBeforeChanges, &point)?;
+        ensure!(outcome.hit.is_some(), "the exit was not caught: {outcome:?}");
+        for run in std::fs::read_dir(world.perennial.root().join("runs"))? {
+            let noted = run?.path().join("boot");
+            ensure!(noted.is_file(), "nothing says during which start of the machine the run was");
+            if is_power_cut {
+                perennial_testkit::host::write(noted, "another start of the machine")?;
+            }
+        }
+        world.check_at_rest()?;
+        ensure!(kinds(&world)?.last() == Some(&(3, kind.to_owned())), "{kind}: {:?}", kinds(&world)?);
+        let shown = world.perennial.ok(&["run", "c", "--", "cat", "/state"])?;
+        ensure!(shown.out() == "3\n", "{:?}", shown.out());
+    }
     Ok(())
 }
 
