@@ -75,7 +75,9 @@ pub(crate) async fn put(
     let facts = read(&content, call.header(&CONTENT_TYPE), digest.clone())?;
     let subject = facts.subject.clone();
     let own = call.query.all("tag").next().is_some();
-    let manifest = NewManifest { facts, content, tags: tags.clone(), precondition: precondition(call), reference };
+    let is_sparse = app.options.takes_sparse;
+    let manifest =
+        NewManifest { is_sparse, facts, content, tags: tags.clone(), precondition: precondition(call), reference };
     let (worker, of) = (Arc::clone(app), name.clone());
     blocking(move || worker.meta.put_manifest(&of, manifest, worker.options.quota, worker.now())).await?;
     let mut reply = reply::empty(StatusCode::CREATED);

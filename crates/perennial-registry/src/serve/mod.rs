@@ -73,6 +73,8 @@ pub struct Options {
     pub quota: Quota,
     /// Whether nothing may be changed.
     pub is_read_only: bool,
+    /// Whether an image may be pushed whose blobs are not all there.
+    pub takes_sparse: bool,
     /// How long what nothing needs is kept, and an upload that nobody goes on with.
     pub grace: Grace,
     /// How often that is looked for.

@@ -48,7 +48,7 @@ pub(crate) async fn begin(
     let session = session.lock_owned().await;
     let Some(digest) = digest else { return Ok(accepted(&name, &session)) };
     let length = call.length()?;
-    let (session, received) = receive(app, session, Some(digest.algorithm()), length, body).await;
+    let (session, received) = receive(app, session, Some(&digest), length, body).await;
     match received {
         Ok(()) => finish(app, session, name, digest).await,
         Err(trouble) => {
@@ -124,7 +124,7 @@ pub(crate) async fn close(
         Ok(bytes) => bytes,
         Err(fault) => return Ok(refused_at(&fault, &name, &session)),
     };
-    let (session, received) = receive(app, session, Some(digest.algorithm()), bytes, body).await;
+    let (session, received) = receive(app, session, Some(&digest), bytes, body).await;
     received?;
     finish(app, session, name, digest).await
 }
@@ -154,12 +154,13 @@ async fn end(app: &Arc<App>, mut session: Locked) -> Result<(), Trouble> {
 async fn receive(
     app: &Arc<App>,
     mut session: Locked,
-    algorithm: Option<Algorithm>,
+    digest: Option<&BlobDigest>,
     expected: Option<u64>,
     body: &mut Incoming,
 ) -> (Locked, Result<(), Trouble>) {
     let before = session.bytes;
-    let limit = match room(app, &session, expected).await {
+    let algorithm = digest.map(BlobDigest::algorithm);
+    let limit = match room(app, &session, digest, expected).await {
         Ok(limit) => limit,
         Err(trouble) => return (session, Err(trouble)),
     };
@@ -184,14 +185,23 @@ async fn receive(
     }
 }
 
-/// Returns how many bytes the upload may still take.
-async fn room(app: &Arc<App>, session: &Session, expected: Option<u64>) -> Result<u64, Trouble> {
+/// Returns how many bytes the upload may still take. What the repository holds already counts once, and is taken.
+async fn room(
+    app: &Arc<App>,
+    session: &Session,
+    digest: Option<&BlobDigest>,
+    expected: Option<u64>,
+) -> Result<u64, Trouble> {
     let quota = app.options.quota;
     if quota.0.is_none() {
         return Ok(u64::MAX);
     }
-    let (worker, name) = (Arc::clone(app), Repository::parse(&session.repository)?);
-    let held = blocking(move || worker.meta.held(&name)).await?.saturating_add(session.bytes);
+    let (worker, name, digest) = (Arc::clone(app), Repository::parse(&session.repository)?, digest.cloned());
+    let held = blocking(move || match digest {
+        Some(digest) if worker.meta.blob(&name, &digest)?.is_some() => Ok(0),
+        Some(_) | None => worker.meta.held(&name),
+    });
+    let held = held.await?.saturating_add(session.bytes);
     quota.check(held, expected.unwrap_or(0))?;
     Ok(quota.left(held))
 }

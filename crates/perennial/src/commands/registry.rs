@@ -77,6 +77,7 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
         accounts: accounts(args)?,
         quota: Quota(args.quota.as_deref().map(|text| bytes("quota", text)).transpose()?),
         is_read_only: args.read_only,
+        takes_sparse: args.allow_sparse,
         grace: Grace { nanos: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX) },
         collect_every: Some(collect_every).filter(|every| !every.is_zero()),
         collects_untagged: args.gc_untagged,

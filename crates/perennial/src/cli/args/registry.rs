@@ -37,6 +37,9 @@ pub struct RegistryArgs {
     /// Let nobody change anything
     #[arg(long)]
     pub read_only: bool,
+    /// Take images whose blobs are not all there
+    #[arg(long)]
+    pub allow_sparse: bool,
     /// Collect what nothing needs, this often; 0 never
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub gc_every: String,
