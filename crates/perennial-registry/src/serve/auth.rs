@@ -122,24 +122,8 @@ impl Auth {
             Some(Rights::Policy(Some(user))) => {
                 Err(Fault::new(Code::Denied, format!("{user} may not do this here")).into())
             }
-            other => Ok(Err(self.challenge(accounts, app, call, need, other.is_some() && !header.is_empty()))),
+            Some(_) | None => Ok(Err(challenge(accounts.scheme, app, call, need))),
         }
-    }
-
-    fn challenge(
-        &self,
-        accounts: &Accounts,
-        app: &App,
-        call: &Call,
-        need: Option<(Action, &Repository)>,
-        has_token: bool,
-    ) -> Reply {
-        let fault = Fault::new(Code::Unauthorized, "log in first");
-        let challenge = match accounts.scheme {
-            Scheme::Basic => "Basic realm=\"perennial\"".to_owned(),
-            Scheme::Token => bearer_challenge(&realm(app, call), &service(call), need, has_token),
-        };
-        reply::with(reply::refused(&fault), WWW_AUTHENTICATE, challenge)
     }
 
     /// Returns whether a request that was let in may also do this.
@@ -226,6 +210,19 @@ impl Call {
             }),
         }
     }
+}
+
+/// Returns the answer that says how to log in.
+fn challenge(scheme: Scheme, app: &App, call: &Call, need: Option<(Action, &Repository)>) -> Reply {
+    let fault = Fault::new(Code::Unauthorized, "log in first");
+    let challenge = match scheme {
+        Scheme::Basic => "Basic realm=\"perennial\"".to_owned(),
+        Scheme::Token => {
+            let has_token = call.header(&AUTHORIZATION).is_some_and(|header| !header.is_empty());
+            bearer_challenge(&realm(app, call), &service(call), need, has_token)
+        }
+    };
+    reply::with(reply::refused(&fault), WWW_AUTHENTICATE, challenge)
 }
 
 fn seconds(time: Time) -> i64 {

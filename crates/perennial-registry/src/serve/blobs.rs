@@ -3,6 +3,7 @@
 use super::app::{App, Call, blocking};
 use super::body::BlobBody;
 use super::hash::Sum;
+use super::meta::Holding;
 use super::reply::{self, Reply};
 use super::storage::BlobReader;
 use super::trouble::Trouble;
@@ -21,9 +22,9 @@ const SMALL_BYTES: u64 = 64 * 1024;
 
 /// Answers `GET` and `HEAD`.
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
-    let (worker, of) = (Arc::clone(app), digest.clone());
+    let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
     let is_head = call.parts.method == Method::HEAD;
-    let (bytes, reader) = blocking(move || find(&worker, &name, &of, is_head)).await?;
+    let (bytes, reader) = blocking(move || find(&worker, &of, is_head)).await?;
     let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
         Part::Whole => (StatusCode::OK, 0, bytes),
         Part::Some { first, last } => {
@@ -59,11 +60,12 @@ pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: B
 
 type Opened = (u64, Option<Box<dyn BlobReader>>);
 
-fn find(app: &App, name: &Repository, digest: &BlobDigest, is_head: bool) -> Result<Opened, Trouble> {
+fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
+    let Holding { name, digest } = of;
     let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
-    let found = app.meta.blob(name, digest)?.ok_or_else(unknown)?;
+    let found = app.meta.blob(of)?.ok_or_else(unknown)?;
     if is_head {
-        app.meta.touch(name, digest, found, app.options.grace, app.now())?;
+        app.meta.touch(of, found, app.options.grace, app.now())?;
         return Ok((found.bytes, None));
     }
     let reader = app.storage.open(digest).map_err(Trouble::io(format!("cannot open blob {digest}")))?;
@@ -103,6 +105,6 @@ async fn small(
 /// Answers `DELETE`.
 pub(crate) async fn delete(app: &Arc<App>, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let app = Arc::clone(app);
-    blocking(move || app.meta.unlink(&name, &digest)).await?;
+    blocking(move || app.meta.unlink(&Holding { name, digest })).await?;
     Ok(reply::empty(StatusCode::ACCEPTED))
 }

@@ -57,7 +57,7 @@ impl BlobBody {
         app.streams.fetch_add(1, Ordering::Relaxed);
         let verdict: Option<Waiting> = match verdict {
             Pending::Known(Verdict::Sound) => None,
-            pending => Some(Box::pin(pending.wait())),
+            pending @ (Pending::Known(_) | Pending::Soon(_)) => Some(Box::pin(pending.wait())),
         };
         Self { app: Arc::clone(app), next: Next::Idle(reader), offset, left: bytes, verdict, held: None }
     }

@@ -2,6 +2,7 @@
 
 use super::app::{App, Call, blob_path, blocking};
 use super::hash::Sum;
+use super::meta::Holding;
 use super::reply::{self, Reply};
 use super::staging::Session;
 use super::trouble::Trouble;
@@ -72,9 +73,9 @@ async fn mount(app: &Arc<App>, call: &Call, name: &Repository, digest: &str) -> 
     if !may {
         return Ok(None);
     }
-    let (worker, to, of) = (Arc::clone(app), name.clone(), digest.clone());
+    let (worker, of) = (Arc::clone(app), Holding { name: name.clone(), digest: digest.clone() });
     let quota = app.options.quota;
-    let mounted = blocking(move || worker.meta.mount(&to, &of, from.as_ref(), quota, worker.now())).await?;
+    let mounted = blocking(move || worker.meta.mount(&of, from.as_ref(), quota, worker.now())).await?;
     Ok(mounted.then(|| created(name, &digest)))
 }
 
@@ -198,8 +199,11 @@ async fn room(
     }
     let (worker, name, digest) = (Arc::clone(app), Repository::parse(&session.repository)?, digest.cloned());
     let held = blocking(move || match digest {
-        Some(digest) if worker.meta.blob(&name, &digest)?.is_some() => Ok(0),
-        Some(_) | None => worker.meta.held(&name),
+        Some(digest) => {
+            let of = Holding { name, digest };
+            if worker.meta.blob(&of)?.is_some() { Ok(0) } else { worker.meta.held(&of.name) }
+        }
+        None => worker.meta.held(&name),
     });
     let held = held.await?.saturating_add(session.bytes);
     quota.check(held, expected.unwrap_or(0))?;
@@ -282,11 +286,12 @@ async fn on_session(work: SessionJob) -> (Locked, Result<(), Trouble>) {
 async fn finish(app: &Arc<App>, mut session: Locked, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let reply = created(&name, &digest);
-    blocking(move || publish(&worker, &mut session, &name, &digest)).await?;
+    blocking(move || publish(&worker, &mut session, &Holding { name, digest })).await?;
     Ok(reply)
 }
 
-fn publish(app: &App, session: &mut Session, name: &Repository, digest: &BlobDigest) -> Result<(), Trouble> {
+fn publish(app: &App, session: &mut Session, of: &Holding) -> Result<(), Trouble> {
+    let digest = &of.digest;
     let found = session.digest(digest.algorithm())?;
     if found != *digest {
         // Nothing can make the bytes right any more, so the session ends with them.
@@ -304,7 +309,7 @@ fn publish(app: &App, session: &mut Session, name: &Repository, digest: &BlobDig
             app.verdicts.trust(digest, reader.stamp().clone(), app.now());
         }
     }
-    let recorded = app.meta.put_blob(name, digest, bytes, app.options.quota, app.now());
+    let recorded = app.meta.put_blob(of, bytes, app.options.quota, app.now());
     drop(guard);
     app.staging.end(session)?;
     recorded

@@ -34,13 +34,15 @@ pub(crate) enum Verdict {
     Unreadable,
 }
 
+type Receiver = watch::Receiver<Option<Verdict>>;
+
 /// A verdict that is there, or will be.
 #[derive(Debug, Clone)]
 pub(crate) enum Pending {
     /// It is there.
     Known(Verdict),
     /// It is being found.
-    Soon(watch::Receiver<Option<Verdict>>),
+    Soon(Receiver),
 }
 
 impl Pending {
@@ -60,7 +62,7 @@ impl Pending {
 #[derive(Debug, Default)]
 pub(crate) struct Verdicts {
     sound: Mutex<BTreeMap<BlobDigest, (Stamp, Time)>>,
-    underway: Mutex<BTreeMap<BlobDigest, (Stamp, watch::Receiver<Option<Verdict>>)>>,
+    underway: Mutex<BTreeMap<BlobDigest, (Stamp, Receiver)>>,
 }
 
 impl Verdicts {

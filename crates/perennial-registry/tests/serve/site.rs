@@ -1,8 +1,6 @@
 //! A registry in this process, and a client that sends what it is told to, byte for byte.
 
 #![expect(unreachable_pub, reason = "a test has no outside")]
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
-
 use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_core::time::Time;
@@ -236,7 +234,7 @@ impl Answer {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body).expect("the body is JSON")
     }
 
     /// The status and the specification's code.

@@ -9,6 +9,15 @@ use perennial_core::registry::quota::Quota;
 use perennial_core::time::Time;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+/// A repository and a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holding {
+    /// The repository.
+    pub(crate) name: Repository,
+    /// The blob.
+    pub(crate) digest: BlobDigest,
+}
+
 /// A blob that a repository holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -29,13 +38,13 @@ pub(crate) struct Aged {
 
 impl Meta {
     /// Returns a sound blob that a repository holds.
-    pub(crate) fn blob(&self, name: &Repository, digest: &BlobDigest) -> Result<Option<Found>, Trouble> {
+    pub(crate) fn blob(&self, of: &Holding) -> Result<Option<Found>, Trouble> {
         self.read(|connection| {
             let sql = "SELECT blob.bytes, link.touched_at FROM repository JOIN link ON link.repository = repository.id
                 JOIN blob ON blob.digest = link.digest
                 WHERE repository.name = ?1 AND link.digest = ?2 AND NOT blob.is_damaged";
             let mut statement = connection.prepare_cached(sql)?;
-            let found = statement.query_row(params![name.as_str(), digest.as_str()], |row| {
+            let found = statement.query_row(params![of.name.as_str(), of.digest.as_str()], |row| {
                 Ok(Found { bytes: row.get(0)?, touched_at: Time::from_unix_nanos(row.get(1)?) })
             });
             Ok(found.optional()?)
@@ -48,18 +57,11 @@ impl Meta {
     }
 
     /// Keeps a blob longer that somebody has asked for before a push; nothing where the time of grace is young.
-    pub(crate) fn touch(
-        &self,
-        name: &Repository,
-        digest: &BlobDigest,
-        found: Found,
-        grace: Grace,
-        now: Time,
-    ) -> Result<(), Trouble> {
+    pub(crate) fn touch(&self, of: &Holding, found: Found, grace: Grace, now: Time) -> Result<(), Trouble> {
         if !grace.is_half_over(found.touched_at, now) {
             return Ok(());
         }
-        let (name, digest) = (name.clone(), digest.clone());
+        let Holding { name, digest } = of.clone();
         self.write(move |connection| {
             let Some(id) = repository_id(connection, &name)? else { return Ok(()) };
             let sql = "UPDATE link SET touched_at = max(touched_at, ?3) WHERE repository = ?1 AND digest = ?2";
@@ -69,15 +71,8 @@ impl Meta {
     }
 
     /// Records a blob whose bytes are in the store, and that a repository holds it.
-    pub(crate) fn put_blob(
-        &self,
-        name: &Repository,
-        digest: &BlobDigest,
-        bytes: u64,
-        quota: Quota,
-        now: Time,
-    ) -> Result<(), Trouble> {
-        let (name, digest) = (name.clone(), digest.clone());
+    pub(crate) fn put_blob(&self, of: &Holding, bytes: u64, quota: Quota, now: Time) -> Result<(), Trouble> {
+        let Holding { name, digest } = of.clone();
         self.write(move |connection| {
             let sql = "INSERT INTO blob (digest, bytes, added_at, checked_at) VALUES (?1, ?2, ?3, ?3)
                 ON CONFLICT (digest) DO UPDATE SET checked_at = ?3, is_damaged = 0";
@@ -91,13 +86,12 @@ impl Meta {
     /// Only what `from` holds is looked at, where one is named.
     pub(crate) fn mount(
         &self,
-        name: &Repository,
-        digest: &BlobDigest,
+        of: &Holding,
         from: Option<&Repository>,
         quota: Quota,
         now: Time,
     ) -> Result<bool, Trouble> {
-        let (name, digest, from) = (name.clone(), digest.clone(), from.cloned());
+        let (Holding { name, digest }, from) = (of.clone(), from.cloned());
         self.write(move |connection| {
             let is_there = match &from {
                 None => any_blob(connection, &digest)?.is_some(),
@@ -118,8 +112,8 @@ impl Meta {
     }
 
     /// Takes a blob out of a repository; its bytes go when no repository holds it.
-    pub(crate) fn unlink(&self, name: &Repository, digest: &BlobDigest) -> Result<(), Trouble> {
-        let (name, digest) = (name.clone(), digest.clone());
+    pub(crate) fn unlink(&self, of: &Holding) -> Result<(), Trouble> {
+        let Holding { name, digest } = of.clone();
         self.write(move |connection| {
             let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
             let id = repository_id(connection, &name)?.ok_or_else(unknown)?;

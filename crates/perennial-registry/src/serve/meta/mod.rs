@@ -8,6 +8,7 @@ mod blobs;
 mod collect;
 mod manifests;
 
+pub(crate) use blobs::Holding;
 pub(crate) use manifests::NewManifest;
 
 use super::trouble::Trouble;

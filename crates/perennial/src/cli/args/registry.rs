@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// `registry`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 #[derive(Debug, Args)]
 pub struct RegistryArgs {
     /// Directory that holds everything; made where it does not exist
