@@ -151,6 +151,44 @@ fn what_was_pushed_is_there_after_a_restart() -> Result<()> {
     registry.stop()
 }
 
+/// A server that speaks S3.
+struct S3(Child);
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn blobs_are_kept_in_an_object_store() -> Result<()> {
+    let place = Place::new()?;
+    let image = place.image()?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let objects = place.path("objects");
+    let mut server = Command::new("s3rver");
+    server.args(["--address", "127.0.0.1", "--port", &port, "--configure-bucket", "garden", "--directory"]);
+    let server = server.arg(&objects).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let _server = S3(server.context("s3rver (npm package s3rver)")?);
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let options =
+        ["--s3", "s3://garden/web", "--s3-endpoint", &endpoint, "--s3-key-id", "S3RVER", "--s3-secret", "S3RVER"];
+    let storage = place.path("storage");
+    let registry = Registry::start(&storage, &options)?;
+    let there = format!("docker://{}/garden/web:v1", registry.address);
+    ok("skopeo", &["copy", "--dest-tls-verify=false", &image, &there])?;
+    registry.stop()?;
+    ensure!(!storage.join("blobs").exists(), "blobs are in the directory too");
+    ensure!(Registry::start(&storage, &[]).is_err(), "the directory was opened without its bucket");
+    let registry = Registry::start(&storage, &options)?;
+    let there = format!("docker://{}/garden/web:v1", registry.address);
+    let back = format!("oci:{}:v1", place.path("back").display());
+    ok("skopeo", &["copy", "--src-tls-verify=false", &there, &back])?;
+    ensure!(digests(&image, &[])? == digests(&back, &[])?, "the image has changed on the way");
+    registry.stop()
+}
+
 /// podman or buildah, with a store of its own.
 struct Engine<'a> {
     program: &'a str,

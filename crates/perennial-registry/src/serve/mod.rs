@@ -30,6 +30,7 @@ mod verdict;
 
 pub use auth::{Accounts, Scheme};
 pub use chores::Scrub;
+pub use storage::s3::S3;
 
 use app::App;
 use log::{Level, Log};
@@ -63,6 +64,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The directory that holds everything.
     pub storage: PathBuf,
+    /// The object store that keeps the blobs; the directory does where there is none.
+    pub s3: Option<S3>,
     /// Its certificate; without one it speaks plain HTTP.
     pub tls: Option<Tls>,
     /// How clients reach it, where that is not what they send as `Host`.
@@ -188,13 +191,19 @@ pub async fn serve(
 fn open(options: Options) -> Result<App, ServeError> {
     let path = options.storage.clone();
     let record = |trouble: trouble::Trouble| ServeError::Record { path: path.clone(), reason: trouble.one_line() };
-    let storage = storage::directory::Directory::open(&path)
-        .map_err(|source| ServeError::Storage { path: path.clone(), source })?;
+    let unable = |source| ServeError::Storage { path: path.clone(), source };
+    let storage: Box<dyn storage::BlobStore> = match &options.s3 {
+        None => Box::new(storage::directory::Directory::open(&path).map_err(unable)?),
+        Some(s3) => {
+            let bucket = storage::s3::Bucket::new(s3, tokio::runtime::Handle::current());
+            Box::new(bucket.map_err(unable)?)
+        }
+    };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(App {
         meta: meta::Meta::open(&path.join("registry.db")).map_err(record)?,
         staging: staging::Staging::open(path.join("uploads")).map_err(record)?,
-        storage: Box::new(storage),
+        storage,
         verdicts: verdict::Verdicts::default(),
         metrics: metrics::Metrics::new(),
         auth: auth::Auth::new(options.accounts.clone()).map_err(record)?,
@@ -218,11 +227,12 @@ fn prepare(options: &Options) -> Result<std::fs::File, ServeError> {
         Err(std::fs::TryLockError::Error(source)) => return Err(unable(source)),
     }
     let name = path.join("registry.json");
+    let blobs = options.s3.as_ref().map_or_else(|| "directory".to_owned(), S3::place);
     match std::fs::read(&name) {
         Ok(bytes) => {
             let record: StorageRecord = decode(Format::Registry, &bytes).map_err(|error| foreign(error.to_string()))?;
-            if record.blobs != "directory" {
-                return Err(foreign(format!("its blobs are in {}", record.blobs)));
+            if record.blobs != blobs {
+                return Err(foreign(format!("its blobs are in {}, not in {blobs}", record.blobs)));
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -231,7 +241,7 @@ fn prepare(options: &Options) -> Result<std::fs::File, ServeError> {
             if entries.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_str().is_some_and(is_ours))) {
                 return Err(foreign("it is not empty, and not a registry's".into()));
             }
-            let record = StorageRecord { created_at: (options.clock)(), blobs: "directory".into() };
+            let record = StorageRecord { created_at: (options.clock)(), blobs };
             write_whole(path, &encode(Format::Registry, &record)).map_err(unable)?;
         }
         Err(error) => return Err(unable(error)),

@@ -23,6 +23,7 @@ pub fn options(storage: &Path) -> Options {
     Options {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         storage: storage.to_path_buf(),
+        s3: None,
         tls: None,
         public_url: None,
         accounts: None,

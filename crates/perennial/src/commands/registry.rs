@@ -9,7 +9,7 @@ use perennial_core::registry::access::{Passwords, Policy};
 use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_registry::serve::log::{Line, Log};
-use perennial_registry::serve::{Accounts, Options, Scheme, Scrub, ServeError, Tls, serve};
+use perennial_registry::serve::{Accounts, Options, S3, Scheme, Scrub, ServeError, Tls, serve};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -72,6 +72,7 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
     Ok(Options {
         listen: args.listen,
         storage: args.storage.clone(),
+        s3: s3(args)?,
         tls: tls.map(|(certificate, key)| Tls { certificate, key }),
         public_url: args.public_url.clone(),
         accounts: accounts(args)?,
@@ -88,6 +89,21 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
         clock: clock::now,
         log: Log::new(move |line| print(line, style)),
     })
+}
+
+fn s3(args: &RegistryArgs) -> Result<Option<S3>> {
+    let Some(url) = &args.s3 else { return Ok(None) };
+    let place = url.strip_prefix("s3://").filter(|place| !place.is_empty() && !place.starts_with('/'));
+    let place = place.ok_or_else(|| Failure::new(Code::Usage, format!("--s3: {url:?} is not s3://BUCKET/PREFIX")))?;
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    Ok(Some(S3 {
+        bucket: bucket.to_owned(),
+        prefix: prefix.trim_end_matches('/').to_owned(),
+        endpoint: args.s3_endpoint.clone(),
+        region: args.s3_region.clone(),
+        key_id: args.s3_key_id.clone().unwrap_or_default(),
+        secret: args.s3_secret.clone().unwrap_or_default(),
+    }))
 }
 
 fn bytes(option: &str, text: &str) -> Result<u64> {

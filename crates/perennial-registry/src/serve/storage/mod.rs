@@ -4,6 +4,7 @@
 //! caller. All calls block: they are made on threads that may.
 
 pub(crate) mod directory;
+pub(crate) mod s3;
 
 use perennial_core::registry::name::BlobDigest;
 use std::fmt::Debug;

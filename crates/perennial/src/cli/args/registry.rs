@@ -14,6 +14,21 @@ pub struct RegistryArgs {
     /// Address and port to listen on
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
+    /// Keep blobs in an object store: s3://BUCKET or s3://BUCKET/PREFIX; the directory keeps the rest
+    #[arg(long, value_name = "URL", requires = "s3_key_id", requires = "s3_secret")]
+    pub s3: Option<String>,
+    /// Address of the object store, where it is not that of the region
+    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL")]
+    pub s3_endpoint: Option<String>,
+    /// Region of the object store
+    #[arg(long, value_name = "NAME", env = "AWS_REGION", default_value = "us-east-1")]
+    pub s3_region: String,
+    /// Name of the key to the object store
+    #[arg(long, value_name = "ID", env = "AWS_ACCESS_KEY_ID", hide_env_values = true)]
+    pub s3_key_id: Option<String>,
+    /// Key to the object store; better given by the environment
+    #[arg(long, value_name = "KEY", env = "AWS_SECRET_ACCESS_KEY", hide_env_values = true)]
+    pub s3_secret: Option<String>,
     /// Certificate for TLS, as PEM; without one it speaks plain HTTP
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
