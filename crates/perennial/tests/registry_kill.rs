@@ -1,7 +1,7 @@
 //! The registry killed before its system calls: what it has acknowledged is there, and nothing is there in part.
 //!
 //! It has many threads, and strace counts the calls of each by itself, so a point is "the n-th call of its kind in any
-//! thread". Every 29th point is taken, from a start that differs from run to run; `PERENNIAL_KILL_EVERY=1` takes all.
+//! thread". Some points are taken, from a start that differs from run to run; `PERENNIAL_KILL_EVERY=1` takes all.
 
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "helpers of tests act like the tests")]
 
@@ -22,6 +22,8 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Calls that change something on the disk.
 const CALLS: &str = "write,pwrite64,fsync,fdatasync,rename,unlink,ftruncate";
+/// As before, without those that only wake a thread or log where nothing is uploaded.
+const CALLS_OF_COLLECTION: &str = "pwrite64,fsync,fdatasync,rename,unlink,ftruncate";
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 struct Registry {
@@ -245,12 +247,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Counts the calls of each kind in the thread that makes most of them.
-fn recorded(log: &Path) -> Result<Vec<(String, usize)>> {
+fn recorded(log: &Path, calls: &str) -> Result<Vec<(String, usize)>> {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     for line in fs::read_to_string(log)?.lines() {
         let Some((thread, call)) = line.split_once(' ') else { continue };
         let Some((call, _)) =
-            call.trim_start().split_once('(').filter(|(call, _)| CALLS.split(',').any(|c| c == *call))
+            call.trim_start().split_once('(').filter(|(call, _)| calls.split(',').any(|known| known == *call))
         else {
             continue;
         };
@@ -264,9 +266,9 @@ fn recorded(log: &Path) -> Result<Vec<(String, usize)>> {
     Ok(most.into_iter().flat_map(|(call, count)| (1..=count).map(move |nth| (call.clone(), nth))).collect())
 }
 
-fn strace(log: &Path, inject: Option<&str>) -> Command {
+fn strace(log: &Path, calls: &str, inject: Option<&str>) -> Command {
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o"]).arg(log).args(["-e", &format!("trace={CALLS}")]);
+    command.args(["-f", "-qq", "-o"]).arg(log).args(["-e", &format!("trace={calls}")]);
     if let Some(inject) = inject {
         command.args(["-e", inject]);
     }
@@ -278,6 +280,9 @@ struct Scenario<'a> {
     /// What the storage is before.
     prepare: &'a dyn Fn(&Path) -> Result<Ledger>,
     options: &'a [&'a str],
+    /// Before which calls it may die, and every how manieth is taken.
+    calls: &'a str,
+    every: usize,
     /// What is done while it may die.
     act: &'a dyn Fn(&Registry, &mut Ledger),
 }
@@ -288,7 +293,7 @@ fn once(scenario: &Scenario<'_>, inject: Option<&str>) -> Result<(TempDir, Ledge
     let storage = place.path().join("storage");
     let mut ledger = (scenario.prepare)(&storage)?;
     let log = place.path().join("log");
-    let mut registry = Registry::start(strace(&log, inject), &storage, scenario.options)?;
+    let mut registry = Registry::start(strace(&log, scenario.calls, inject), &storage, scenario.options)?;
     (scenario.act)(&registry, &mut ledger);
     // strace ends as its victim has; a victim that lives is ended, and strace with it.
     let ended = registry.child.try_wait()?;
@@ -307,8 +312,8 @@ fn once(scenario: &Scenario<'_>, inject: Option<&str>) -> Result<(TempDir, Ledge
 fn kill_everywhere(scenario: &Scenario<'_>, contents: &Contents) -> Result<()> {
     let (place, ledger, _) = once(scenario, None)?;
     check(&place.path().join("storage"), contents, &ledger).context("undisturbed")?;
-    let all = recorded(&place.path().join("log"))?;
-    let chosen: Vec<(String, usize)> = match Points::from_env(29)? {
+    let all = recorded(&place.path().join("log"), scenario.calls)?;
+    let chosen: Vec<(String, usize)> = match Points::from_env(scenario.every)? {
         Points::Only(point) => vec![(point.call, usize::try_from(point.nth)?)],
         Points::Stride { every, offset } => all.iter().skip(offset).step_by(every).cloned().collect(),
     };
@@ -336,7 +341,7 @@ fn whatever_a_killed_registry_has_acknowledged_is_there_and_nothing_in_part() ->
         // How far it came is in the ledger.
         work(registry, &contents, ledger);
     };
-    kill_everywhere(&Scenario { prepare: &prepare, options: &[], act: &act }, &contents)
+    kill_everywhere(&Scenario { prepare: &prepare, options: &[], calls: CALLS, every: 41, act: &act }, &contents)
 }
 
 #[test]
@@ -365,5 +370,8 @@ fn a_collection_that_is_killed_loses_nothing_that_is_needed() -> Result<()> {
         .unwrap();
     };
     let options = ["--gc-every", "1s", "--gc-grace", "0s"];
-    kill_everywhere(&Scenario { prepare: &prepare, options: &options, act: &act }, &contents)
+    kill_everywhere(
+        &Scenario { prepare: &prepare, options: &options, calls: CALLS_OF_COLLECTION, every: 5, act: &act },
+        &contents,
+    )
 }

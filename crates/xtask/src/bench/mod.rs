@@ -11,6 +11,7 @@
 //! scratch           the journaled file system everything lies on
 //! keeping           Perennial as one more tool of the peers' harness
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
+//! registry          the registry beside docker-registry: pulls, pushes, small blobs, memory
 //! memory            what a supervisor holds while its container idles
 //! report            medians, ratios, Markdown
 //! ```
@@ -21,6 +22,7 @@ mod keeping;
 mod leave_and_return;
 mod memory;
 mod peers;
+mod registry;
 mod report;
 mod scratch;
 mod session;
@@ -41,6 +43,8 @@ enum Benchmark {
     LeaveAndReturn(leave_and_return::Options),
     /// Saving, keeping and bringing back trees, in the peers' own harness.
     Keeping(keeping::Options),
+    /// The registry beside docker-registry.
+    Registry(registry::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -48,5 +52,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     match &options.benchmark {
         Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
         Benchmark::Keeping(options) => keeping::run(root, options),
+        Benchmark::Registry(options) => registry::run(root, options),
     }
 }
