@@ -4,6 +4,7 @@
 //! thread". Some points are taken, from a start that differs from run to run; `PERENNIAL_KILL_EVERY=1` takes all.
 
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "helpers of tests act like the tests")]
+#![expect(clippy::print_stdout, reason = "a test tells how many points it has taken")]
 
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::kill::Points;
