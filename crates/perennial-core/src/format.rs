@@ -38,11 +38,15 @@ pub enum Format {
     View,
     /// Copy of a container's or image's record beside a layer, for a rebuild.
     RecordCopy,
+    /// `registry.json` of a registry's directory.
+    Registry,
+    /// An upload to a registry that is not finished.
+    RegistryUpload,
 }
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Root,
         Self::Container,
         Self::Image,
@@ -51,6 +55,8 @@ impl Format {
         Self::Event,
         Self::View,
         Self::RecordCopy,
+        Self::Registry,
+        Self::RegistryUpload,
     ];
 
     /// Returns the name that stands in the record.
@@ -65,6 +71,8 @@ impl Format {
             Self::Event => "perennial-event",
             Self::View => "perennial-view",
             Self::RecordCopy => "perennial-record-copy",
+            Self::Registry => "perennial-registry",
+            Self::RegistryUpload => "perennial-registry-upload",
         }
     }
 
@@ -73,7 +81,13 @@ impl Format {
         match self {
             Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED, FLAG_COLD],
             Self::LayerFile => &[FLAG_UNRESOLVED],
-            Self::Root | Self::Container | Self::Image | Self::Event | Self::View => &[],
+            Self::Root
+            | Self::Container
+            | Self::Image
+            | Self::Event
+            | Self::View
+            | Self::Registry
+            | Self::RegistryUpload => &[],
         }
     }
 
@@ -88,7 +102,9 @@ impl Format {
             | Self::LayerFile
             | Self::Event
             | Self::View
-            | Self::RecordCopy => 1,
+            | Self::RecordCopy
+            | Self::Registry
+            | Self::RegistryUpload => 1,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! - [`tree`]: how entries of stacked layers combine (whiteouts, opaque directories).
 //! - [`event`]: the log of who did what.
 //! - [`format`]: the bytes of records that outlive a process.
+//! - [`registry`]: what a registry decides.
 //! - [`check`]: invariants over all of the above; [`host`]: what the machine lacks.
 //! - [`collect`]: what nothing needs any more; [`usage`]: what takes space; [`rebase`]: where two changes meet;
 //!   [`rebuild`]: records made again from the layers; [`verify`]: what damage means for generations;
@@ -33,6 +34,7 @@ pub mod layers;
 pub mod process;
 pub mod rebase;
 pub mod rebuild;
+pub mod registry;
 pub mod sealed;
 pub mod spec;
 pub mod time;

@@ -5,6 +5,7 @@
 //! - [`apply`]: writes one layer archive as a directory in overlay form; hostile archives are refused.
 //! - [`mod@pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
 //! - [`mod@export`]: writes an image as an OCI layout, layer by layer.
+//! - [`serve`]: a registry.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.
@@ -18,6 +19,7 @@ pub mod manifest;
 pub mod progress;
 pub mod pull;
 pub mod rootfs;
+pub mod serve;
 pub mod source;
 
 mod attributes;

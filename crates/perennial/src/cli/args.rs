@@ -2,11 +2,13 @@
 
 mod generations;
 mod life;
+mod registry;
 mod settings;
 mod store;
 
 pub use generations::*;
 pub use life::*;
+pub use registry::*;
 pub use settings::*;
 pub use store::*;
 
@@ -94,6 +96,8 @@ pub enum Command {
     /// Images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Serve images and generations to every container client
+    Registry(RegistryArgs),
     /// Check every invariant and the host's abilities, and say what to do
     Doctor(DoctorArgs),
     /// Let a generation go and free what only it showed

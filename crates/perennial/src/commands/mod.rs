@@ -8,6 +8,7 @@ mod image;
 mod import;
 mod pack;
 mod reference;
+mod registry;
 mod rollback;
 mod run;
 mod seal;
@@ -48,6 +49,9 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         std::fs::create_dir_all(directory)?;
         clap_mangen::generate_to(Cli::command(), directory)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Command::Registry(args) = &cli.command {
+        return registry::registry(args, style).map(|()| ExitCode::SUCCESS);
     }
     require_root()?;
     if let Command::Doctor(args) = &cli.command
@@ -105,7 +109,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Scrub(args) => return verify::scrub(context, &args),
         Command::Gc(args) => store::gc(context, &args),
         Command::Df => store::df(context),
-        Command::Completions { .. } | Command::Man { .. } | Command::Supervise(_) => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } | Command::Registry(_) | Command::Supervise(_) => Ok(()),
     }
     .map(|()| ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@
 //! keeping           Perennial as one more tool of the peers' harness
 //! seal              sealing a first layer beside a walk and BLAKE3
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
+//! registry          the registry beside docker-registry: pulls, pushes, small blobs, memory
 //! memory            what a supervisor holds while its container idles
 //! report            medians, ratios, Markdown
 //! ```
@@ -24,6 +25,7 @@ mod keeping;
 mod leave_and_return;
 mod memory;
 mod peers;
+mod registry;
 mod report;
 mod scratch;
 mod seal;
@@ -49,6 +51,8 @@ enum Benchmark {
     ChangedFile(changed_file::Options),
     /// Sealing a first layer beside its bound, a walk and BLAKE3, and the memory it holds.
     Seal(seal::Options),
+    /// The registry beside docker-registry.
+    Registry(registry::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -58,5 +62,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         Benchmark::Keeping(options) => keeping::run(root, options),
         Benchmark::ChangedFile(options) => changed_file::run(root, options),
         Benchmark::Seal(options) => seal::run(root, options),
+        Benchmark::Registry(options) => registry::run(root, options),
     }
 }

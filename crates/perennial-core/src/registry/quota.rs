@@ -1,0 +1,30 @@
+//! How much a repository may hold.
+
+use super::fault::{Code, Fault};
+use alloc::format;
+
+/// The bound on each repository's bytes: blobs, each once, and manifests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quota(pub Option<u64>);
+
+impl Quota {
+    /// Decides whether a repository that holds `held` bytes may take `more`.
+    ///
+    /// # Errors
+    /// `DENIED`.
+    pub fn check(self, held: u64, more: u64) -> Result<(), Fault> {
+        match self.0 {
+            Some(max) if held.saturating_add(more) > max => {
+                let message = format!("the repository holds {held} of {max} bytes; {more} more are too many");
+                Err(Fault::new(Code::Denied, message))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Returns how many bytes an upload into a repository that holds `held` bytes may have.
+    #[must_use]
+    pub fn left(self, held: u64) -> u64 {
+        self.0.map_or(u64::MAX, |max| max.saturating_sub(held))
+    }
+}

@@ -1,0 +1,286 @@
+//! Who may do what: passwords, and the tokens that container clients ask for.
+//!
+//! A client that is not let in is told where tokens are made (`/token` of this registry); it asks there with its
+//! password, or without one, and comes back with a token that names what it may do. A password itself is taken too. A
+//! token is a JWT (HS256) that is valid for [`TOKEN_S`] and signed with a key that is made at each start; a client whose
+//! token is not known any more asks for another by itself.
+
+use super::app::{App, Call};
+use super::meta::lock;
+use super::reply::{self, Reply};
+use super::trouble::Trouble;
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HOST, WWW_AUTHENTICATE};
+use hyper::{Method, StatusCode};
+use perennial_core::registry::access::{Access, Action, Passwords, Policy, allows, bearer_challenge, grant};
+use perennial_core::registry::fault::{Code, Fault};
+use perennial_core::registry::name::Repository;
+use perennial_core::time::Time;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::Sha256;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+/// How long a token is valid: clients take 60 s where they are told nothing, and longer only saves requests.
+const TOKEN_S: i64 = 300;
+/// Passwords checked at once; a check is slow on purpose.
+const LOGINS_MAX: usize = 8;
+/// Most logins that are remembered as right.
+const REMEMBERED_MAX: usize = 10_000;
+/// What is checked for a user who does not exist, so that the answer takes as long.
+const NOBODY: &str = "$2b$10$7EqJtq98hPqEX7fNZaFWoOHi5B0pJp8Q1kq9i6fEwrCwS6Yh0x3Wa";
+
+/// How clients log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// They send name and password with each request.
+    Basic,
+    /// They ask for tokens.
+    Token,
+}
+
+/// What is needed to let only some clients in.
+#[derive(Debug, Clone)]
+pub struct Accounts {
+    /// How clients log in.
+    pub scheme: Scheme,
+    /// Their passwords.
+    pub passwords: Passwords,
+    /// What they may do.
+    pub policy: Policy,
+}
+
+/// What a request may do.
+#[derive(Debug, Clone)]
+pub(crate) enum Rights {
+    /// Everything: nobody has to log in.
+    All,
+    /// What the policy grants to a user, or to somebody who has not logged in.
+    Policy(Option<String>),
+    /// What a token grants.
+    Token(Vec<Access>),
+}
+
+/// The doorkeeper.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    accounts: Option<Accounts>,
+    key: [u8; 32],
+    logins: tokio::sync::Semaphore,
+    right: Mutex<BTreeSet<[u8; 32]>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    sub: String,
+    aud: String,
+    iat: i64,
+    nbf: i64,
+    exp: i64,
+    access: Vec<Access>,
+}
+
+impl Auth {
+    /// Makes one, with a key of its own.
+    pub(crate) fn new(accounts: Option<Accounts>) -> Result<Self, Trouble> {
+        let mut key = [0_u8; 32];
+        rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| Trouble::io("cannot make a key for tokens")(error.into()))?;
+        Ok(Self { accounts, key, logins: tokio::sync::Semaphore::new(LOGINS_MAX), right: Mutex::default() })
+    }
+
+    /// Lets a request in, or returns the challenge it is answered with.
+    pub(crate) async fn check(
+        &self,
+        app: &App,
+        call: &Call,
+        need: Option<(Action, &Repository)>,
+    ) -> Result<Result<Rights, Reply>, Trouble> {
+        let Some(accounts) = &self.accounts else { return Ok(Ok(Rights::All)) };
+        let header = call.header(&AUTHORIZATION).unwrap_or_default();
+        let rights = match header.split_once(' ') {
+            Some((kind, token)) if kind.eq_ignore_ascii_case("bearer") => {
+                self.verify(token.trim(), &service(call), app.now()).map(Rights::Token)
+            }
+            Some((kind, login)) if kind.eq_ignore_ascii_case("basic") => {
+                self.login(accounts, login.trim()).await?.map(|user| Rights::Policy(Some(user)))
+            }
+            Some(_) | None => Some(Rights::Policy(None)).filter(|_| header.is_empty()),
+        };
+        let is_let_in = match (&rights, need) {
+            (None | Some(Rights::Policy(None)), None) | (None, Some(_)) => false,
+            (Some(_), None) => true,
+            (Some(rights), Some((action, repository))) => self.allows(rights, action, repository),
+        };
+        match rights {
+            Some(rights) if is_let_in => Ok(Ok(rights)),
+            Some(Rights::Policy(Some(user))) => {
+                Err(Fault::new(Code::Denied, format!("{user} may not do this here")).into())
+            }
+            Some(_) | None => Ok(Err(challenge(accounts.scheme, app, call, need))),
+        }
+    }
+
+    /// Returns whether a request that was let in may also do this.
+    pub(crate) fn allows(&self, rights: &Rights, action: Action, repository: &Repository) -> bool {
+        match (rights, &self.accounts) {
+            (Rights::All, _) => true,
+            (Rights::Token(access), _) => allows(access, action, repository),
+            (Rights::Policy(_), None) => false,
+            (Rights::Policy(user), Some(accounts)) => {
+                accounts.policy.granted(user.as_deref(), repository).contains(&action)
+            }
+        }
+    }
+
+    /// Checks name and password; returns the name where they are right.
+    async fn login(&self, accounts: &Accounts, login: &str) -> Result<Option<String>, Trouble> {
+        let decoded = BASE64_STANDARD.decode(login).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let Some((user, password)) = decoded.as_deref().and_then(|text| text.split_once(':')) else { return Ok(None) };
+        let known = accounts.passwords.sum_of(user);
+        let print: [u8; 32] = self.signed(&[user, password, known.unwrap_or_default()].join("\0"));
+        if lock(&self.right).contains(&print) {
+            return Ok(Some(user.to_owned()));
+        }
+        let _permit = self
+            .logins
+            .try_acquire()
+            .map_err(|_| Fault::new(Code::TooManyRequests, "too many logins at once: try again in a moment"))?;
+        let (sum, password) = (known.unwrap_or(NOBODY).to_owned(), password.to_owned());
+        let is_right =
+            super::app::blocking(move || Ok(bcrypt::verify(password, &sum).unwrap_or(false))).await? && known.is_some();
+        if !is_right {
+            return Ok(None);
+        }
+        let mut right = lock(&self.right);
+        if right.len() >= REMEMBERED_MAX {
+            right.clear();
+        }
+        right.insert(print);
+        Ok(Some(user.to_owned()))
+    }
+
+    fn mac(&self, text: &str) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        mac.update(text.as_bytes());
+        mac
+    }
+
+    fn signed(&self, text: &str) -> [u8; 32] {
+        self.mac(text).finalize().into_bytes().into()
+    }
+
+    fn issue(&self, claims: &Claims) -> String {
+        let part = |value: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let text = format!("{}.{}", part(json!({"alg": "HS256", "typ": "JWT"})), part(json!(claims)));
+        let signature = BASE64_URL_SAFE_NO_PAD.encode(self.signed(&text));
+        format!("{text}.{signature}")
+    }
+
+    fn verify(&self, token: &str, service: &str, now: Time) -> Option<Vec<Access>> {
+        let (text, signature) = token.rsplit_once('.')?;
+        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
+        self.mac(text).verify_slice(&signature).ok()?;
+        let (_, claims) = text.split_once('.')?;
+        let claims: Claims = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+        let now = seconds(now);
+        (claims.aud == service && claims.nbf <= now && now < claims.exp).then_some(claims.access)
+    }
+}
+
+impl Call {
+    /// Returns whether this request may also read all repositories.
+    pub(crate) fn may_read_all(&self, app: &App) -> bool {
+        match &self.rights {
+            Rights::All => true,
+            // A token names the repositories it was asked for; whoever has it may not be told about others.
+            Rights::Token(_) | Rights::Policy(None) => false,
+            Rights::Policy(user @ Some(_)) => app.auth.accounts.as_ref().is_some_and(|accounts| {
+                let is_all = |repositories: &str| repositories == "*";
+                accounts.policy.rules.iter().any(|rule| {
+                    is_all(&rule.repositories)
+                        && rule.actions.contains(&Action::Pull)
+                        && (rule.user == "*" || rule.user == "anonymous" || Some(&rule.user) == user.as_ref())
+                })
+            }),
+        }
+    }
+}
+
+/// Returns the answer that says how to log in.
+fn challenge(scheme: Scheme, app: &App, call: &Call, need: Option<(Action, &Repository)>) -> Reply {
+    let fault = Fault::new(Code::Unauthorized, "log in first");
+    let challenge = match scheme {
+        Scheme::Basic => "Basic realm=\"perennial\"".to_owned(),
+        Scheme::Token => {
+            let has_token = call.header(&AUTHORIZATION).is_some_and(|header| !header.is_empty());
+            bearer_challenge(&realm(app, call), &service(call), need, has_token)
+        }
+    };
+    reply::with(reply::refused(&fault), WWW_AUTHENTICATE, challenge)
+}
+
+fn seconds(time: Time) -> i64 {
+    time.unix_nanos().div_euclid(1_000_000_000)
+}
+
+/// Returns the name by which the client knows this registry.
+fn service(call: &Call) -> String {
+    let host = call.header(&HOST).unwrap_or_default();
+    let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']');
+    if host.is_empty() || !host.chars().all(is_host) { "perennial".to_owned() } else { host.to_owned() }
+}
+
+fn realm(app: &App, call: &Call) -> String {
+    let scheme = if app.options.tls.is_some() { "https" } else { "http" };
+    match &app.options.public_url {
+        Some(url) => format!("{}/token", url.trim_end_matches('/')),
+        None => format!("{scheme}://{}/token", service(call)),
+    }
+}
+
+/// Answers `GET /token`.
+pub(crate) async fn token(app: &Arc<App>, call: &Call, _body: &mut Incoming) -> Result<Reply, Trouble> {
+    let auth = &app.auth;
+    let Some(accounts) = &auth.accounts else { return Ok(reply::empty(StatusCode::NOT_FOUND)) };
+    if call.parts.method != Method::GET {
+        return Err(Fault::new(Code::Unsupported, "tokens are asked for with GET").into());
+    }
+    let user = match call.header(&AUTHORIZATION).and_then(|header| header.split_once(' ')) {
+        None => None,
+        Some((_, login)) => match auth.login(accounts, login.trim()).await? {
+            Some(user) => Some(user),
+            None => {
+                let fault = Fault::new(Code::Unauthorized, "name or password is wrong");
+                return Ok(reply::with(reply::refused(&fault), WWW_AUTHENTICATE, "Basic realm=\"perennial\""));
+            }
+        },
+    };
+    if user.is_none() && !accounts.policy.has_anonymous() {
+        let fault = Fault::new(Code::Unauthorized, "log in first");
+        return Ok(reply::with(reply::refused(&fault), WWW_AUTHENTICATE, "Basic realm=\"perennial\""));
+    }
+    let now = seconds(app.now());
+    let access = grant(&accounts.policy, user.as_deref(), call.query.all("scope"))?;
+    let claims = Claims {
+        iss: "perennial".into(),
+        sub: user.unwrap_or_default(),
+        // What the client was told in the challenge, so that both agree behind a proxy too.
+        aud: service(call),
+        iat: now,
+        nbf: now.saturating_sub(60),
+        exp: now.saturating_add(TOKEN_S),
+        access,
+    };
+    let token = auth.issue(&claims);
+    let body = json!({
+        "token": token, "access_token": token, "expires_in": TOKEN_S,
+        "issued_at": Time::from_unix_nanos(now.saturating_mul(1_000_000_000)),
+    });
+    Ok(reply::with(reply::json(StatusCode::OK, body.to_string()), CACHE_CONTROL, "no-store"))
+}

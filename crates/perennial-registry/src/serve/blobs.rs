@@ -1,0 +1,110 @@
+//! Blobs: `GET`, `HEAD` and `DELETE` of `/v2/<name>/blobs/<digest>`.
+
+use super::app::{App, Call, blocking};
+use super::body::BlobBody;
+use super::hash::Sum;
+use super::meta::Holding;
+use super::reply::{self, Reply};
+use super::storage::BlobReader;
+use super::trouble::Trouble;
+use super::verdict::verdict;
+use http_body_util::Either;
+use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
+use hyper::{Method, Response, StatusCode};
+use perennial_core::registry::fault::{Code, Fault};
+use perennial_core::registry::name::{BlobDigest, Repository};
+use perennial_core::registry::precondition::entity_tag;
+use perennial_core::registry::range::{Part, requested};
+use std::sync::Arc;
+
+/// Blobs up to this length are read and summed at once, and their bytes are sent when they are known to be sound.
+const SMALL_BYTES: u64 = 64 * 1024;
+
+/// Answers `GET` and `HEAD`.
+pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
+    let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
+    let is_head = call.parts.method == Method::HEAD;
+    let (bytes, reader) = blocking(move || find(&worker, &of, is_head)).await?;
+    let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
+        Part::Whole => (StatusCode::OK, 0, bytes),
+        Part::Some { first, last } => {
+            (StatusCode::PARTIAL_CONTENT, first, last.saturating_sub(first).saturating_add(1))
+        }
+        Part::Beyond => {
+            let fault = Fault::new(Code::SizeInvalid, format!("the blob has {bytes} bytes")).with_status(416);
+            return Ok(reply::with(reply::refused(&fault), CONTENT_RANGE, format!("bytes */{bytes}")));
+        }
+    };
+    let body = match reader {
+        None => Either::Left(Default::default()),
+        Some(reader) if bytes <= SMALL_BYTES => Either::Left(small(app, &digest, reader, (first, count)).await?.into()),
+        Some(reader) => {
+            let pending = verdict(app, &digest, reader.stamp());
+            Either::Right(BlobBody::new(app, reader, first, count, pending))
+        }
+    };
+    app.metrics.sent.inc_by(if is_head { 0 } else { count });
+    let mut reply = Response::new(body);
+    *reply.status_mut() = status;
+    if status == StatusCode::PARTIAL_CONTENT {
+        let last = first.saturating_add(count).saturating_sub(1);
+        reply = reply::with(reply, CONTENT_RANGE, format!("bytes {first}-{last}/{bytes}"));
+    }
+    reply = reply::with_length(reply, count);
+    reply = reply::with(reply, CONTENT_TYPE, "application/octet-stream");
+    reply = reply::with(reply, ACCEPT_RANGES, "bytes");
+    reply = reply::with(reply, ETAG, entity_tag(&digest));
+    reply = reply::with(reply, CACHE_CONTROL, "max-age=31536000, immutable");
+    Ok(reply::with_own(reply, "docker-content-digest", digest.as_str()))
+}
+
+type Opened = (u64, Option<Box<dyn BlobReader>>);
+
+fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
+    let Holding { name, digest } = of;
+    let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
+    let found = app.meta.blob(of)?.ok_or_else(unknown)?;
+    if is_head {
+        app.meta.touch(of, found, app.options.grace, app.now())?;
+        return Ok((found.bytes, None));
+    }
+    let reader = app.storage.open(digest).map_err(Trouble::io(format!("cannot open blob {digest}")))?;
+    let reader = reader.ok_or_else(unknown)?;
+    if reader.stamp().bytes != found.bytes {
+        // The record knows the length; a copy of another length is damaged without being summed.
+        drop(reader);
+        app.condemn(digest, digest);
+        return Err(unknown().into());
+    }
+    Ok((found.bytes, Some(reader)))
+}
+
+/// Reads a small blob, and the part of it that is asked for, once it is known to be sound.
+async fn small(
+    app: &Arc<App>,
+    digest: &BlobDigest,
+    mut reader: Box<dyn BlobReader>,
+    (first, count): (u64, u64),
+) -> Result<bytes::Bytes, Trouble> {
+    let (app, digest) = (Arc::clone(app), digest.clone());
+    blocking(move || {
+        let length = usize::try_from(reader.stamp().bytes).unwrap_or(usize::MAX);
+        let read = reader.read_at(0, length).map_err(Trouble::io(format!("cannot read blob {digest}")))?;
+        let found = Sum::of(digest.algorithm(), &read);
+        if found != digest {
+            app.condemn(&digest, &found);
+            return Err(Fault::new(Code::BlobUnknown, format!("blob {digest} is damaged")).into());
+        }
+        let first = usize::try_from(first).unwrap_or(usize::MAX);
+        let end = first.saturating_add(usize::try_from(count).unwrap_or(usize::MAX));
+        Ok(bytes::Bytes::from(read).slice(first.min(length)..end.min(length)))
+    })
+    .await
+}
+
+/// Answers `DELETE`.
+pub(crate) async fn delete(app: &Arc<App>, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
+    let app = Arc::clone(app);
+    blocking(move || app.meta.unlink(&Holding { name, digest })).await?;
+    Ok(reply::empty(StatusCode::ACCEPTED))
+}

@@ -1,0 +1,259 @@
+//! A registry: a server of the OCI Distribution Specification 1.1.
+//!
+//! - `net`: connections; `app`: the way of one request; `blobs`, `uploads`, `manifests`, `lists`: what it may ask for.
+//! - `auth`: who may do what.
+//! - `meta`: the record of what is there; `storage`: where blobs are kept; `staging`: uploads that are not finished.
+//! - `verdict`: whether a blob is sound; `chores`: collection and scrub.
+//! - `metrics`, [`log`]: what is told.
+//!
+//! What a request means and whether it is right is decided in `perennial_core::registry`. A push is committed by one
+//! transaction of the record; everything before it is invisible, and everything after it can be repeated.
+
+mod app;
+mod auth;
+mod blobs;
+mod body;
+mod chores;
+mod hash;
+mod lists;
+pub mod log;
+mod manifests;
+mod meta;
+mod metrics;
+mod net;
+mod reply;
+mod staging;
+mod storage;
+mod trouble;
+mod uploads;
+mod verdict;
+
+pub use auth::{Accounts, Scheme};
+pub use chores::Scrub;
+pub use storage::s3::S3;
+
+use app::App;
+use log::{Level, Log};
+use perennial_core::format::{Format, decode, encode};
+use perennial_core::registry::collect::Grace;
+use perennial_core::registry::quota::Quota;
+use perennial_core::registry::upload::StorageRecord;
+use perennial_core::time::Time;
+use serde_json::json;
+use std::future::Future;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+/// A certificate and its key, as PEM files.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The certificate, with those between it and a known authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// How a registry serves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The directory that holds everything.
+    pub storage: PathBuf,
+    /// The object store that keeps the blobs; the directory does where there is none.
+    pub s3: Option<S3>,
+    /// Its certificate; without one it speaks plain HTTP.
+    pub tls: Option<Tls>,
+    /// How clients reach it, where that is not what they send as `Host`.
+    pub public_url: Option<String>,
+    /// Who is let in; everybody where there are none.
+    pub accounts: Option<Accounts>,
+    /// Bound on each repository.
+    pub quota: Quota,
+    /// Whether nothing may be changed.
+    pub is_read_only: bool,
+    /// Whether an image may be pushed whose blobs are not all there.
+    pub takes_sparse: bool,
+    /// How long what nothing needs is kept, and an upload that nobody goes on with.
+    pub grace: Grace,
+    /// How often that is looked for.
+    pub collect_every: Option<Duration>,
+    /// Whether manifests without a tag count as not needed.
+    pub collects_untagged: bool,
+    /// How everything is read again.
+    pub scrub: Option<Scrub>,
+    /// How long a client may send or take nothing while it should.
+    pub patience: Duration,
+    /// Most connections at once; more wait.
+    pub connections_max: usize,
+    /// How long open connections are waited for at the end.
+    pub grace_of_end: Duration,
+    /// The clock.
+    pub clock: fn() -> Time,
+    /// Where lines go.
+    pub log: Log,
+}
+
+/// Why a registry cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The directory cannot be used.
+    #[error("cannot use {path} as a registry's directory")]
+    Storage {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The directory is something else, or of a newer release.
+    #[error("cannot use {path} as a registry's directory: {reason}")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another registry uses the directory.
+    #[error("another registry uses {path}")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The record cannot be opened.
+    #[error("cannot open the record in {path}: {reason}")]
+    Record {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error("cannot use the certificate or key in {path}: {reason}")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Serves until `end` is over, then finishes what is under way. Calls `ready` with the address when clients may come.
+///
+/// # Errors
+/// [`ServeError`] where it cannot begin.
+pub async fn serve(
+    options: Options,
+    ready: impl FnOnce(SocketAddr),
+    end: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let _in_use = prepare(&options)?;
+    let tls = options.tls.as_ref().map(net::acceptor).transpose()?;
+    let app = Arc::new(open(options)?);
+    let address = app.options.listen;
+    let unable = |source| ServeError::Listen { address, source };
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(unable)?;
+    let address = listener.local_addr().map_err(unable)?;
+    app.options.log.line(Level::Info, "listening", vec![("address", json!(address.to_string()))]);
+    ready(address);
+    let (sender, ending) = tokio::sync::watch::channel(false);
+    let mut chores = tokio::task::JoinSet::new();
+    if let Some(every) = app.options.collect_every {
+        chores.spawn(chores::collect_always(Arc::clone(&app), every));
+    }
+    if let Some(scrub) = app.options.scrub.filter(|_| !app.options.is_read_only) {
+        chores.spawn(chores::scrub_always(Arc::clone(&app), scrub));
+    }
+    let accepting = net::accept(&app, listener, tls, ending);
+    let stop = async {
+        end.await;
+        app.options.log.line(Level::Info, "ending", Vec::new());
+        sender.send(true).ok();
+    };
+    tokio::join!(accepting, stop);
+    chores.shutdown().await;
+    app.meta.close();
+    app.options.log.line(Level::Info, "ended", Vec::new());
+    Ok(())
+}
+
+fn open(options: Options) -> Result<App, ServeError> {
+    let path = options.storage.clone();
+    let record = |trouble: trouble::Trouble| ServeError::Record { path: path.clone(), reason: trouble.one_line() };
+    let unable = |source| ServeError::Storage { path: path.clone(), source };
+    let storage: Box<dyn storage::BlobStore> = match &options.s3 {
+        None => Box::new(storage::directory::Directory::open(&path).map_err(unable)?),
+        Some(s3) => {
+            let bucket = storage::s3::Bucket::new(s3, tokio::runtime::Handle::current());
+            Box::new(bucket.map_err(unable)?)
+        }
+    };
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(App {
+        meta: meta::Meta::open(&path.join("registry.db")).map_err(record)?,
+        staging: staging::Staging::open(path.join("uploads")).map_err(record)?,
+        storage,
+        verdicts: verdict::Verdicts::default(),
+        metrics: metrics::Metrics::new(),
+        auth: auth::Auth::new(options.accounts.clone()).map_err(record)?,
+        streams: AtomicUsize::new(0),
+        summing: tokio::sync::Semaphore::new(processors),
+        locks: App::free_locks(),
+        options,
+    })
+}
+
+/// Makes sure that the directory is a registry's and nobody else's; returns the lock on it.
+fn prepare(options: &Options) -> Result<std::fs::File, ServeError> {
+    let path = &options.storage;
+    let unable = |source| ServeError::Storage { path: path.clone(), source };
+    let foreign = |reason: String| ServeError::Foreign { path: path.clone(), reason };
+    std::fs::create_dir_all(path).map_err(unable)?;
+    let lock = std::fs::File::open(path).map_err(unable)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Err(ServeError::InUse { path: path.clone() }),
+        Err(std::fs::TryLockError::Error(source)) => return Err(unable(source)),
+    }
+    let name = path.join("registry.json");
+    let blobs = options.s3.as_ref().map_or_else(|| "directory".to_owned(), S3::place);
+    match std::fs::read(&name) {
+        Ok(bytes) => {
+            let record: StorageRecord = decode(Format::Registry, &bytes).map_err(|error| foreign(error.to_string()))?;
+            if record.blobs != blobs {
+                return Err(foreign(format!("its blobs are in {}, not in {blobs}", record.blobs)));
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let is_ours = |name: &str| name == ".registry.json.new" || name == "lost+found";
+            let mut entries = std::fs::read_dir(path).map_err(unable)?;
+            if entries.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_str().is_some_and(is_ours))) {
+                return Err(foreign("it is not empty, and not a registry's".into()));
+            }
+            let record = StorageRecord { created_at: (options.clock)(), blobs };
+            write_whole(path, &encode(Format::Registry, &record)).map_err(unable)?;
+        }
+        Err(error) => return Err(unable(error)),
+    }
+    Ok(lock)
+}
+
+fn write_whole(directory: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = directory.join(".registry.json.new");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(temporary, directory.join("registry.json"))?;
+    storage::directory::sync_directory(directory)
+}

@@ -1,0 +1,187 @@
+//! Connections: how many, how patient with each, and how they end.
+
+use super::app::{App, answer};
+use super::log::Level;
+use super::{ServeError, Tls};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use std::convert::Infallible;
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
+
+/// Bytes that wait in a connection: what a slow client costs, times the number of connections.
+const BUFFER_BYTES: usize = 32 * 1024;
+/// Longest time for the head of a request, and for a TLS handshake.
+const HEAD: Duration = Duration::from_secs(30);
+/// How long to wait after a connection could not be taken, such as when there are too many files.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads the certificate and its key.
+pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let failed = |path: &std::path::Path, reason: String| ServeError::Tls { path: path.to_path_buf(), reason };
+    let certificates = CertificateDer::pem_file_iter(&tls.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| failed(&tls.certificate, error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| failed(&tls.key, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map(|builder| builder.with_no_client_auth())
+        .and_then(|builder| builder.with_single_cert(certificates, key))
+        .map_err(|error| failed(&tls.certificate, error.to_string()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Takes connections until `ending`, then lets those finish that are open.
+pub(crate) async fn accept(
+    app: &Arc<App>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    ending: watch::Receiver<bool>,
+) {
+    let slots = Arc::new(Semaphore::new(app.options.connections_max));
+    let mut end = ending.clone();
+    loop {
+        let taken = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, stream) = tokio::select! {
+            _ = end.wait_for(|is_ending| *is_ending) => break,
+            (Ok(slot), Ok((stream, _))) = taken => (slot, stream),
+            else => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (app, tls, ending) = (Arc::clone(app), tls.clone(), ending.clone());
+        app.metrics.connections.inc();
+        tokio::spawn(async move {
+            serve(&app, stream, tls, ending).await;
+            app.metrics.connections.dec();
+            drop(slot);
+        });
+    }
+    drop(listener);
+    let all = u32::try_from(app.options.connections_max).unwrap_or(u32::MAX);
+    // All slots are free when all connections have ended.
+    if tokio::time::timeout(app.options.grace_of_end, slots.acquire_many(all)).await.is_err() {
+        app.options.log.line(Level::Warning, "connections_cut", vec![("open", json!(app.metrics.connections.get()))]);
+    }
+}
+
+async fn serve(app: &Arc<App>, stream: TcpStream, tls: Option<TlsAcceptor>, ending: watch::Receiver<bool>) {
+    stream.set_nodelay(true).ok();
+    let stream = Patient::new(stream, app.options.patience);
+    match tls {
+        None => talk(app, stream, ending).await,
+        Some(acceptor) => {
+            if let Ok(Ok(stream)) = tokio::time::timeout(HEAD, acceptor.accept(stream)).await {
+                talk(app, stream, ending).await;
+            }
+        }
+    }
+}
+
+async fn talk(app: &Arc<App>, stream: impl AsyncRead + AsyncWrite + Unpin, mut ending: watch::Receiver<bool>) {
+    let app = Arc::clone(app);
+    let service = service_fn(move |request| {
+        let app = Arc::clone(&app);
+        async move { Ok::<_, Infallible>(answer(app, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // How a connection ends is told by the requests on it.
+        _ = connection.as_mut() => return,
+        _ = ending.wait_for(|is_ending| *is_ending) => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await.ok();
+}
+
+/// A stream that ends when it cannot send anything for too long. (Reading is timed where a body is read.)
+#[derive(Debug)]
+struct Patient<S> {
+    stream: S,
+    patience: Duration,
+    until: Pin<Box<Sleep>>,
+    is_waiting: bool,
+}
+
+impl<S> Patient<S> {
+    fn new(stream: S, patience: Duration) -> Self {
+        Self { stream, patience, until: Box::pin(tokio::time::sleep(patience)), is_waiting: false }
+    }
+
+    /// Times what waits.
+    fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.is_waiting = false;
+            return polled;
+        }
+        if !self.is_waiting {
+            self.is_waiting = true;
+            self.until.as_mut().reset(Instant::now() + self.patience);
+        }
+        match self.until.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(context, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.watch(context, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

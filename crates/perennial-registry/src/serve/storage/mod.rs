@@ -1,0 +1,104 @@
+//! Where blobs are kept: a directory of this machine, or an object store.
+//!
+//! A blob is there whole or not at all. What is put has been summed by the caller; what is read is checked by the
+//! caller. All calls block: they are made on threads that may.
+
+pub(crate) mod directory;
+pub(crate) mod s3;
+
+use perennial_core::registry::name::BlobDigest;
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+
+/// What tells one copy of a blob from another, so that a copy that has been checked need not be checked again soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Its length.
+    pub(crate) bytes: u64,
+    /// The file's number and times, or the object's entity tag.
+    pub(crate) tag: String,
+}
+
+/// A blob that is being read.
+pub(crate) trait BlobReader: Send + Debug {
+    /// Returns which copy this is.
+    fn stamp(&self) -> &Stamp;
+
+    /// Returns exactly `bytes` bytes from `offset`.
+    fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>>;
+}
+
+/// A store of blobs.
+pub(crate) trait BlobStore: Send + Sync + Debug {
+    /// Puts the file at `staged` as a blob, durably, and takes the file away. A blob that is there is replaced.
+    fn publish(&self, staged: &Path, digest: &BlobDigest) -> io::Result<()>;
+
+    /// Opens a blob; nothing where it is not there.
+    fn open(&self, digest: &BlobDigest) -> io::Result<Option<Box<dyn BlobReader>>>;
+
+    /// Deletes a blob; one that is not there is no error.
+    fn delete(&self, digest: &BlobDigest) -> io::Result<()>;
+
+    /// Puts a damaged blob aside, where somebody can look at it.
+    fn quarantine(&self, digest: &BlobDigest) -> io::Result<()>;
+
+    /// Calls `each` for every blob that is there.
+    fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()>;
+}
+
+/// Demands the contract of [`BlobStore`] of an implementation, on an empty store; `staging` is a directory for files.
+#[cfg(test)]
+pub(crate) fn conformance(store: &dyn BlobStore, staging: &Path) {
+    use crate::serve::hash::Sum;
+    use perennial_core::registry::name::Algorithm;
+    let stage = |content: &[u8]| {
+        let file = tempfile::NamedTempFile::new_in(staging).unwrap();
+        std::io::Write::write_all(&mut file.as_file(), content).unwrap();
+        file.into_temp_path().keep().unwrap()
+    };
+    let list = || {
+        let mut all = Vec::new();
+        store.list(&mut |digest| all.push(digest)).unwrap();
+        all.sort();
+        all
+    };
+    let mut digests = Vec::new();
+    for (algorithm, content) in [
+        (Algorithm::Sha256, Vec::new()),
+        (Algorithm::Sha512, b"short".to_vec()),
+        (Algorithm::Sha256, (0..12_000_003_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[2]).collect()),
+    ] {
+        let digest = Sum::of(algorithm, &content);
+        assert!(store.open(&digest).unwrap().is_none(), "an absent blob is None");
+        for _ in 0..2 {
+            let staged = stage(&content);
+            store.publish(&staged, &digest).unwrap();
+            assert!(!staged.exists(), "the staged file is gone");
+        }
+        let mut reader = store.open(&digest).unwrap().expect("a published blob is there");
+        assert_eq!(reader.stamp().bytes, content.len() as u64);
+        assert_eq!(reader.read_at(0, content.len()).unwrap(), content, "it reads back");
+        let half = content.len() / 2;
+        assert_eq!(reader.read_at(half as u64, content.len() - half).unwrap(), content[half..], "from the middle");
+        assert_eq!(store.open(&digest).unwrap().unwrap().stamp(), reader.stamp(), "one copy has one stamp");
+        assert!(reader.read_at(0, content.len() + 1).is_err(), "beyond the end is an error");
+        digests.push(digest);
+    }
+    digests.sort();
+    assert_eq!(list(), digests);
+    let first = digests.remove(0);
+    let mut open = store.open(&first).unwrap().unwrap();
+    let bytes = usize::try_from(open.stamp().bytes).unwrap();
+    let content = open.read_at(0, bytes).unwrap();
+    store.delete(&first).unwrap();
+    store.delete(&first).unwrap();
+    assert!(store.open(&first).unwrap().is_none(), "a deleted blob is gone");
+    let second = digests.remove(0);
+    store.quarantine(&second).unwrap();
+    store.quarantine(&second).unwrap();
+    assert!(store.open(&second).unwrap().is_none(), "a quarantined blob is not served");
+    assert_eq!(list(), digests);
+    store.publish(&stage(&content), &first).unwrap();
+    assert!(store.open(&first).unwrap().is_some(), "a deleted blob can be put again");
+}

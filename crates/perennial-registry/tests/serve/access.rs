@@ -1,0 +1,149 @@
+//! Logins: basic and tokens, by a policy.
+
+use super::site::{Answer, Site, options, refused, sha256};
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use perennial_core::registry::access::{Passwords, Policy};
+use perennial_registry::serve::{Accounts, Options, Scheme};
+use serde_json::Value;
+
+const POLICY: &str = r#"{"rules": [
+    {"user": "anonymous", "repositories": "public/*", "actions": ["pull"]},
+    {"user": "ann", "repositories": "public/*", "actions": ["pull", "push"]},
+    {"user": "ann", "repositories": "ann/*", "actions": ["pull", "push", "delete"]}]}"#;
+
+fn site(storage: &std::path::Path, scheme: Scheme) -> Site {
+    let sums = ["ann", "bob"].map(|name| format!("{name}:{}", bcrypt::hash(format!("{name}'s"), 4).unwrap()));
+    let passwords = Passwords::parse(&sums.join("\n")).unwrap();
+    let policy: Policy = serde_json::from_str(POLICY).unwrap();
+    Site::start(Options { accounts: Some(Accounts { scheme, passwords, policy }), ..options(storage) })
+}
+
+fn basic(name: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{name}'s")))
+}
+
+fn with(site: &Site, authorization: &str, method: &str, path: &str, body: &[u8]) -> Answer {
+    site.ask(method, path, &[("Authorization", authorization)], body)
+}
+
+fn put(site: &Site, authorization: &str, name: &str) -> Answer {
+    with(site, authorization, "POST", &format!("/v2/{name}/blobs/uploads/?digest={}", sha256(b"x")), b"x")
+}
+
+#[test]
+fn with_passwords_everybody_may_do_what_the_policy_says() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = site(storage.path(), Scheme::Basic);
+    let ping = site.get("/v2/");
+    refused(&ping, 401, "UNAUTHORIZED");
+    assert_eq!(ping.header("www-authenticate"), Some("Basic realm=\"perennial\""));
+    assert_eq!(with(&site, &basic("ann"), "GET", "/v2/", b"").status, 200);
+    let wrong = format!("Basic {}", BASE64_STANDARD.encode("ann:bob's"));
+    let nobody = format!("Basic {}", BASE64_STANDARD.encode("eve:x"));
+    for bad in [wrong.as_str(), nobody.as_str(), "Basic ???", "Basic", "Digest x", "Bearer x.y.z"] {
+        refused(&with(&site, bad, "GET", "/v2/", b""), 401, "UNAUTHORIZED");
+    }
+    refused(&put(&site, &basic("bob"), "public/a"), 403, "DENIED");
+    refused(&put(&site, &basic("ann"), "other"), 403, "DENIED");
+    assert_eq!(put(&site, &basic("ann"), "public/a").status, 201);
+    let path = format!("/v2/public/a/blobs/{}", sha256(b"x"));
+    assert_eq!(site.get(&path).body, b"x", "everybody may read what is public");
+    refused(&site.ask("DELETE", &path, &[], b""), 401, "UNAUTHORIZED");
+    refused(&with(&site, &basic("ann"), "DELETE", &path, b""), 403, "DENIED");
+    assert_eq!(put(&site, &basic("ann"), "ann/a").status, 201);
+    let own = path.replace("public", "ann");
+    refused(&site.get(&own), 401, "UNAUTHORIZED");
+    refused(&with(&site, &basic("bob"), "GET", &own, b""), 403, "DENIED");
+    assert_eq!(with(&site, &basic("ann"), "DELETE", &own, b"").status, 202);
+}
+
+fn token(site: &Site, authorization: Option<&str>, scope: &str) -> Answer {
+    let headers: Vec<(&str, &str)> = authorization.iter().map(|value| ("Authorization", *value)).collect();
+    site.ask("GET", &format!("/token?service={}&scope={scope}", site.address), &headers, b"")
+}
+
+fn bearer(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["token"], answer.json()["access_token"]);
+    format!("Bearer {}", answer.json()["token"].as_str().unwrap())
+}
+
+#[test]
+fn a_token_is_asked_for_where_the_challenge_says_and_lets_in_for_what_it_names() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = site(storage.path(), Scheme::Token);
+    let host = site.address;
+    let challenge = site.get("/v2/").header("www-authenticate").unwrap().to_owned();
+    assert_eq!(challenge, format!("Bearer realm=\"http://{host}/token\",service=\"{host}\""));
+    let challenge = put(&site, "", "ann/a").header("www-authenticate").unwrap().to_owned();
+    assert!(challenge.ends_with(",scope=\"repository:ann/a:pull,push\""), "{challenge}");
+    let pushing = bearer(&token(&site, Some(&basic("ann")), "repository:ann/a:pull,push"));
+    assert_eq!(with(&site, &pushing, "GET", "/v2/", b"").status, 200);
+    assert_eq!(put(&site, &pushing, "ann/a").status, 201);
+    let path = format!("/v2/ann/a/blobs/{}", sha256(b"x"));
+    assert_eq!(with(&site, &pushing, "GET", &path, b"").body, b"x");
+    let refusal = with(&site, &pushing, "DELETE", &path, b"");
+    refused(&refusal, 401, "UNAUTHORIZED");
+    assert!(refusal.header("www-authenticate").unwrap().ends_with("error=\"insufficient_scope\""));
+    refused(&put(&site, &pushing, "ann/b"), 401, "UNAUTHORIZED");
+    let bobs = bearer(&token(&site, Some(&basic("bob")), "repository:ann/a:pull,push"));
+    refused(&with(&site, &bobs, "GET", &path, b""), 401, "UNAUTHORIZED");
+    // A mount needs the right to read where it comes from.
+    let mount = |authorization: &str, from: &str| {
+        let path = format!("/v2/public/a/blobs/uploads/?mount={}{from}", sha256(b"x"));
+        with(&site, authorization, "POST", &path, b"").status
+    };
+    let to = bearer(&token(&site, Some(&basic("ann")), "repository:public/a:pull,push"));
+    let both = "repository:public/a:pull,push&scope=repository:ann/a:pull";
+    let both = bearer(&token(&site, Some(&basic("ann")), both));
+    assert_eq!([mount(&to, "&from=ann/a"), mount(&to, ""), mount(&both, "&from=ann/a")], [202, 202, 201]);
+    let anonymous = bearer(&token(&site, None, "repository:public/a:pull,push"));
+    let public = path.replace("/ann/", "/public/");
+    assert_eq!(with(&site, &anonymous, "GET", &public, b"").body, b"x");
+    refused(&put(&site, &anonymous, "public/a"), 401, "UNAUTHORIZED");
+}
+
+#[test]
+fn a_token_that_was_changed_made_up_or_is_another_registrys_lets_nobody_in() {
+    let storage = tempfile::tempdir().unwrap();
+    let first = site(storage.path(), Scheme::Token);
+    let token = bearer(&token(&first, Some(&basic("ann")), "repository:ann/a:pull"));
+    let parts: Vec<&str> = token.split('.').collect();
+    let mut claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+    claims["access"][0]["actions"] = serde_json::json!(["pull", "push", "delete"]);
+    let forged = BASE64_URL_SAFE_NO_PAD.encode(claims.to_string());
+    let none = BASE64_URL_SAFE_NO_PAD.encode(r#"{"alg":"none","typ":"JWT"}"#);
+    for bad in [
+        format!("{}.{forged}.{}", parts[0], parts[2]),
+        format!("Bearer {none}.{forged}."),
+        format!("Bearer {none}.{forged}.{}", parts[2]),
+        "Bearer ".to_owned(),
+        "Bearer a.b.c".to_owned(),
+        format!("{token}x"),
+    ] {
+        refused(&with(&first, &bad, "GET", "/v2/", b""), 401, "UNAUTHORIZED");
+    }
+    assert_eq!(with(&first, &token, "GET", "/v2/", b"").status, 200);
+    let other = tempfile::tempdir().unwrap();
+    let second = site(other.path(), Scheme::Token);
+    refused(&with(&second, &token, "GET", "/v2/", b""), 401, "UNAUTHORIZED");
+}
+
+#[test]
+fn a_wrong_password_gets_no_token_and_too_many_at_once_are_put_off() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = site(storage.path(), Scheme::Token);
+    let wrong = |number: usize| format!("Basic {}", BASE64_STANDARD.encode(format!("eve:{number}")));
+    let refusal = token(&site, Some(&wrong(0)), "repository:ann/a:pull");
+    refused(&refusal, 401, "UNAUTHORIZED");
+    assert_eq!(refusal.header("www-authenticate"), Some("Basic realm=\"perennial\""));
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let ask = |number| token(&site, Some(&wrong(number)), "repository:ann/a:pull").status;
+        let threads: Vec<_> = (0..48).map(|number| scope.spawn(move || ask(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(statuses.iter().all(|status| [401, 429].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&429), "{statuses:?}");
+    assert_eq!(site.ask("POST", "/token", &[], b"").status, 405);
+}

@@ -1,0 +1,167 @@
+//! Bounds: slow clients, quotas, read-only, many at once, directories that are not a registry's.
+
+use super::site::{Answer, Site, noise, options, refused, sha256, wait_until};
+use perennial_core::registry::quota::Quota;
+use perennial_registry::serve::{Options, ServeError, serve};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+#[test]
+fn a_client_that_sends_nothing_more_is_let_go_of() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { patience: Duration::from_millis(300), ..options(storage.path()) });
+    let path = site.begin("a");
+    let mut slow = site.open("PATCH", &path, &[("Content-Length", "10")]).unwrap();
+    slow.write_all(b"abc").unwrap();
+    let answer = Answer::read(slow, "PATCH");
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 400));
+    assert_eq!(site.get(&path).header("range"), Some("0-2"), "what came is kept");
+}
+
+#[test]
+fn a_client_that_takes_nothing_more_is_let_go_of() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { patience: Duration::from_millis(300), ..options(storage.path()) });
+    let digest = site.push("a", &noise(30_000_000));
+    let mut slow = site.open("GET", &format!("/v2/a/blobs/{digest}"), &[]).unwrap();
+    let streams = |count: &str| site.get("/metrics").text().contains(&format!("perennial_registry_streams {count}\n"));
+    wait_until("the stream", || streams("1"));
+    wait_until("its end", || streams("0"));
+    let mut rest = Vec::new();
+    slow.read_to_end(&mut rest).ok();
+    assert!(rest.len() < 30_000_000);
+}
+
+#[test]
+fn more_connections_than_allowed_wait_for_their_turn() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { connections_max: 2, ..options(storage.path()) });
+    let idle: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(site.address).unwrap()).collect();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| site.get("/v2/").status);
+        wait_until("both connections", || !waiting.is_finished());
+        drop(idle);
+        assert_eq!(waiting.join().unwrap(), 200);
+    });
+}
+
+#[test]
+fn many_pulls_at_once_all_come_whole() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { connections_max: 300, ..options(storage.path()) });
+    let content = noise(1_000_000);
+    let path = format!("/v2/a/blobs/{}", site.push("a", &content));
+    std::thread::scope(|scope| {
+        for _ in 0..200 {
+            scope.spawn(|| assert!(site.get(&path).body == content));
+        }
+    });
+}
+
+#[test]
+fn a_repository_holds_no_more_than_its_quota() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { quota: Quota(Some(10_000)), ..options(storage.path()) });
+    let (first, second) = (noise(6000), noise(5000));
+    let digest = site.push("a", &first);
+    let post = |name: &str, content: &[u8]| {
+        site.ask("POST", &format!("/v2/{name}/blobs/uploads/?digest={}", sha256(content)), &[], content)
+    };
+    refused(&post("a", &second), 403, "DENIED");
+    // Without an announced length it is noticed when it is too much.
+    let path = site.begin("a");
+    let body = [b"1388\r\n".as_slice(), &second, b"\r\n0\r\n\r\n"].concat();
+    let chunked = site.send("PATCH", &path, &[("Transfer-Encoding", "chunked"), ("Connection", "close")], &body);
+    refused(&chunked.unwrap(), 403, "DENIED");
+    assert_eq!(site.ask("DELETE", &path, &[], b"").status, 204);
+    // What is there counts once, and another repository has a quota of its own.
+    assert_eq!(post("a", &first).status, 201);
+    assert_eq!(post("b", &second).status, 201);
+    let mounted = site.ask("POST", &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"), &[], b"");
+    refused(&mounted, 403, "DENIED");
+    refused(&site.get(&format!("/v2/b/blobs/{digest}")), 404, "BLOB_UNKNOWN");
+    assert_eq!(site.ask("DELETE", &format!("/v2/a/blobs/{digest}"), &[], b"").status, 202);
+    assert_eq!(post("a", &second).status, 201);
+    assert!(site.files("uploads").is_empty());
+}
+
+#[test]
+fn a_read_only_registry_answers_and_changes_nothing() {
+    let storage = tempfile::tempdir().unwrap();
+    let manifest = Site::new(storage.path()).push_image("a", "v1", &[b"1"]);
+    let site = Site::start(Options { is_read_only: true, ..options(storage.path()) });
+    assert_eq!(site.get("/v2/a/manifests/v1").body, manifest);
+    assert_eq!(site.get(&format!("/v2/a/blobs/{}", sha256(b"1"))).body, b"1");
+    for (method, path) in [
+        ("POST", "/v2/a/blobs/uploads/".to_owned()),
+        ("PUT", "/v2/a/manifests/v2".to_owned()),
+        ("DELETE", "/v2/a/manifests/v1".to_owned()),
+        ("DELETE", format!("/v2/a/blobs/{}", sha256(b"1"))),
+    ] {
+        refused(&site.ask(method, &path, &[], b""), 405, "UNSUPPORTED");
+    }
+}
+
+#[test]
+fn an_image_with_missing_blobs_is_taken_where_that_is_wanted() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { takes_sparse: true, ..options(storage.path()) });
+    let manifest = super::site::image(&sha256(b"missing"), std::iter::empty());
+    assert_eq!(site.put_manifest("a", "v1", &manifest).status, 201);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_answered_and_the_next_one_is_served() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    for garbage in ["\0\0\0\0", "GET\r\n\r\n", "GET /v2/ HTTP/9.9\r\n\r\n", "GET http:// HTTP/1.1\r\n\r\n"] {
+        let mut stream = TcpStream::connect(site.address).unwrap();
+        stream.write_all(garbage.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(!answer.contains(" 200 "), "{garbage:?}: {answer}");
+    }
+    let long = format!("/v2/{}/tags/list", "a/".repeat(20_000));
+    let answer = site.send("GET", &long, &[("Connection", "close")], b"");
+    assert!(answer.is_err() || answer.is_ok_and(|answer| (400..500).contains(&answer.status)));
+    let length = site.send("POST", "/v2/a/blobs/uploads/", &[("Content-Length", "x"), ("Connection", "close")], b"");
+    assert_eq!(length.unwrap().status, 400);
+    assert_eq!(site.get("/v2/").status, 200);
+}
+
+#[test]
+fn a_directory_that_is_used_or_somebody_elses_is_refused() {
+    let run = |options: Options| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(serve(options, |_| {}, async {})).unwrap_err()
+    };
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    assert!(matches!(run(options(storage.path())), ServeError::InUse { .. }));
+    drop(site);
+    let path = storage.path().join("registry.json");
+    let newer = std::fs::read_to_string(&path).unwrap().replace("\"version\":1", "\"version\":2");
+    std::fs::File::create(&path).unwrap().write_all(newer.as_bytes()).unwrap();
+    assert!(matches!(run(options(storage.path())), ServeError::Foreign { .. }));
+    let foreign = tempfile::tempdir().unwrap();
+    std::fs::File::create(foreign.path().join("diary")).unwrap();
+    assert!(matches!(run(options(foreign.path())), ServeError::Foreign { .. }));
+    assert_eq!(foreign.path().read_dir().unwrap().count(), 1, "nothing is added to it");
+}
+
+#[test]
+fn requests_under_way_are_finished_at_the_end() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(20_000_000);
+    let digest = site.push("a", &content);
+    let stream = site.open("GET", &format!("/v2/a/blobs/{digest}"), &[("Connection", "close")]).unwrap();
+    let is_sending = || site.get("/metrics").text().contains("perennial_registry_streams 1\n");
+    wait_until("the stream", is_sending);
+    let ending = std::thread::spawn(move || drop(site));
+    let answer = Answer::read(stream, "GET").unwrap();
+    assert!(answer.body == content);
+    ending.join().unwrap();
+}

@@ -1,0 +1,11 @@
+//! The registry over HTTP: what the specification's tables demand, bad input, restarts, damage, collection, access.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+
+mod access;
+mod blobs;
+mod bounds;
+mod damage;
+mod manifests;
+mod site;
+mod uploads;

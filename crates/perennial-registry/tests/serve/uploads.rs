@@ -1,0 +1,158 @@
+//! Uploads: whole, in chunks, resumed, cancelled, and everything that can be wrong with them.
+
+use super::site::{Answer, Site, noise, refused, sha256, wait_until};
+use std::io::Write as _;
+
+#[test]
+fn a_blob_is_uploaded_in_chunks_that_are_in_order() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(10_000);
+    let path = site.begin("a");
+    let status = site.get(&path);
+    assert_eq!((status.status, status.header("range")), (204, Some("0-0")));
+    let first = site.ask("PATCH", &path, &[("Content-Range", "0-3999")], &content[..4000]);
+    assert_eq!((first.status, first.header("range")), (202, Some("0-3999")));
+    for wrong in ["0-3999", "4001-8000", "3999-7998"] {
+        let answer = site.ask("PATCH", &path, &[("Content-Range", wrong)], &content[..4000]);
+        refused(&answer, 416, "BLOB_UPLOAD_INVALID");
+        assert_eq!(answer.header("range"), Some("0-3999"), "it says where the upload stands");
+    }
+    assert_eq!(site.get(&path).header("range"), Some("0-3999"));
+    // Without a range: what comes is appended.
+    let second = site.send(
+        "PATCH",
+        &path,
+        &[("Transfer-Encoding", "chunked"), ("Connection", "close")],
+        &[b"fa0\r\n", &content[4000..8000], b"\r\n0\r\n\r\n"].concat(),
+    );
+    assert_eq!(second.unwrap().header("range"), Some("0-7999"));
+    let digest = sha256(&content);
+    let close = format!("{path}?digest={digest}");
+    let wrong = site.ask("PUT", &close, &[("Content-Range", "7000-8999")], &content[7000..9000]);
+    refused(&wrong, 416, "BLOB_UPLOAD_INVALID");
+    let closed = site.ask("PUT", &close, &[("Content-Range", "8000-9999")], &content[8000..]);
+    assert_eq!((closed.status, closed.header("location")), (201, Some(format!("/v2/a/blobs/{digest}").as_str())));
+    assert_eq!(site.get(&format!("/v2/a/blobs/{digest}")).body, content);
+    refused(&site.get(&path), 404, "BLOB_UPLOAD_UNKNOWN");
+    assert!(site.files("uploads").is_empty());
+}
+
+#[test]
+fn an_upload_goes_on_after_a_restart_where_it_stood() {
+    let storage = tempfile::tempdir().unwrap();
+    let content = noise(1_500_000);
+    let path = {
+        let site = Site::new(storage.path());
+        let path = site.begin("a");
+        assert_eq!(site.ask("PATCH", &path, &[], &content[..700_000]).status, 202);
+        path
+    };
+    let digest = sha256(&content);
+    {
+        let site = Site::new(storage.path());
+        assert_eq!(site.get(&path).header("range"), Some("0-699999"));
+        refused(&site.get(&path.replace("/v2/a/", "/v2/b/")), 404, "BLOB_UPLOAD_UNKNOWN");
+        assert_eq!(
+            site.ask("PATCH", &path, &[("Content-Range", "700000-799999")], &content[700_000..800_000]).status,
+            202
+        );
+    }
+    let site = Site::new(storage.path());
+    let closed = site.ask("PUT", &format!("{path}?digest={digest}"), &[], &content[800_000..]);
+    assert_eq!(closed.status, 201, "{}", closed.text());
+    assert_eq!(site.get(&format!("/v2/a/blobs/{digest}")).body, content);
+}
+
+#[test]
+fn what_came_before_a_connection_broke_is_kept() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(900_000);
+    let path = site.begin("a");
+    let mut broken = site.open("PATCH", &path, &[("Content-Length", "900000")]).unwrap();
+    broken.write_all(&content[..600_000]).unwrap();
+    drop(broken);
+    let mut stands = 0;
+    wait_until("what has come", || {
+        let range = site.get(&path).header("range").unwrap().to_owned();
+        stands = range[2..].parse::<usize>().unwrap() + 1;
+        stands == 600_000
+    });
+    let digest = sha256(&content);
+    assert_eq!(site.ask("PUT", &format!("{path}?digest={digest}"), &[], &content[stands..]).status, 201);
+}
+
+#[test]
+fn a_cancelled_upload_is_gone() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let path = site.begin("a");
+    assert_eq!(site.ask("PATCH", &path, &[], b"abc").status, 202);
+    assert_eq!(site.ask("DELETE", &path, &[], b"").status, 204);
+    refused(&site.ask("PATCH", &path, &[], b"abc"), 404, "BLOB_UPLOAD_UNKNOWN");
+    refused(&site.ask("DELETE", &path, &[], b""), 404, "BLOB_UPLOAD_UNKNOWN");
+    assert!(site.files("uploads").is_empty());
+}
+
+#[test]
+fn bad_uploads_are_refused_by_their_codes_and_leave_nothing() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let digest = sha256(b"right");
+    let post =
+        |digest: &str, body: &[u8]| site.ask("POST", &format!("/v2/a/blobs/uploads/?digest={digest}"), &[], body);
+    refused(&post(&digest, b"wrong"), 400, "DIGEST_INVALID");
+    refused(&post("sha256:xyz", b"right"), 400, "DIGEST_INVALID");
+    refused(&post("md5:abc", b"right"), 400, "DIGEST_INVALID");
+    refused(&site.ask("POST", "/v2/../blobs/uploads/", &[], b""), 400, "NAME_INVALID");
+    let path = site.begin("a");
+    refused(&site.ask("PUT", &path, &[], b"right"), 400, "DIGEST_INVALID");
+    refused(&site.ask("PATCH", &path, &[("Content-Range", "bytes 0-4/5")], b"right"), 400, "BLOB_UPLOAD_INVALID");
+    refused(&site.ask("PATCH", &path, &[("Content-Range", "0-5")], b"right"), 400, "SIZE_INVALID");
+    // The range says more than comes, and no length is announced.
+    let chunked = [("Transfer-Encoding", "chunked"), ("Connection", "close"), ("Content-Range", "0-9")];
+    let short = site.send("PATCH", &path, &chunked, b"5\r\nright\r\n0\r\n\r\n").unwrap();
+    refused(&short, 400, "SIZE_INVALID");
+    assert_eq!(site.get(&path).header("range"), Some("0-0"), "nothing of it is kept");
+    let closed = site.ask("PUT", &format!("{path}?digest={digest}"), &[], b"wrong");
+    refused(&closed, 400, "DIGEST_INVALID");
+    refused(&site.get(&path), 404, "BLOB_UPLOAD_UNKNOWN");
+    let nowhere = "/v2/a/blobs/uploads/00000000-0000-4000-8000-000000000000";
+    refused(&site.ask("PATCH", nowhere, &[], b"x"), 404, "BLOB_UPLOAD_UNKNOWN");
+    assert!(site.files("uploads").is_empty(), "{:?}", site.files("uploads"));
+    assert!(site.files("blobs").is_empty());
+}
+
+#[test]
+fn a_body_that_is_cut_off_never_becomes_a_blob() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let digest = sha256(b"right");
+    let path = format!("/v2/a/blobs/uploads/?digest={digest}");
+    let mut broken = site.open("POST", &path, &[("Content-Length", "6")]).unwrap();
+    broken.write_all(b"right").unwrap();
+    broken.shutdown(std::net::Shutdown::Write).unwrap();
+    // The answer may be an error or none; it is no success.
+    let answer = Answer::read(broken, "POST");
+    assert!(answer.as_ref().is_err() || answer.is_ok_and(|answer| answer.status == 400));
+    wait_until("the end of the upload", || site.files("uploads").is_empty());
+    refused(&site.get(&format!("/v2/a/blobs/{digest}")), 404, "BLOB_UNKNOWN");
+}
+
+#[test]
+fn two_uploads_of_one_blob_at_once_both_succeed() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(400_000);
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let (site, content) = (&site, &content);
+            scope.spawn(move || site.push(&format!("a{}", number % 3), content));
+        }
+    });
+    assert_eq!(site.files("blobs").len(), 1);
+    for name in ["a0", "a1", "a2"] {
+        assert_eq!(site.get(&format!("/v2/{name}/blobs/{}", sha256(&content))).body, content);
+    }
+}
