@@ -38,11 +38,17 @@ pub enum Format {
     View,
     /// Copy of a container's or image's record beside a layer, for a rebuild.
     RecordCopy,
+    /// Everything about a container or an image in a registry but the contents.
+    Parcel,
+    /// A place in a registry to send containers to.
+    Remote,
+    /// What is known of a container at such a place.
+    Tracking,
 }
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Root,
         Self::Container,
         Self::Image,
@@ -51,6 +57,9 @@ impl Format {
         Self::Event,
         Self::View,
         Self::RecordCopy,
+        Self::Parcel,
+        Self::Remote,
+        Self::Tracking,
     ];
 
     /// Returns the name that stands in the record.
@@ -65,6 +74,9 @@ impl Format {
             Self::Event => "perennial-event",
             Self::View => "perennial-view",
             Self::RecordCopy => "perennial-record-copy",
+            Self::Parcel => "perennial-parcel",
+            Self::Remote => "perennial-remote",
+            Self::Tracking => "perennial-tracking",
         }
     }
 
@@ -73,7 +85,10 @@ impl Format {
         match self {
             Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED, FLAG_COLD],
             Self::LayerFile => &[FLAG_UNRESOLVED],
-            Self::Root | Self::Container | Self::Image | Self::Event | Self::View => &[],
+            Self::Parcel => &[FLAG_SEALED],
+            Self::Root | Self::Container | Self::Image | Self::Event | Self::View | Self::Remote | Self::Tracking => {
+                &[]
+            }
         }
     }
 
@@ -88,7 +103,10 @@ impl Format {
             | Self::LayerFile
             | Self::Event
             | Self::View
-            | Self::RecordCopy => 1,
+            | Self::RecordCopy
+            | Self::Parcel
+            | Self::Remote
+            | Self::Tracking => 1,
         }
     }
 }
