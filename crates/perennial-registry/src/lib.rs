@@ -5,6 +5,7 @@
 //! - [`apply`]: writes one layer archive as a directory in overlay form; hostile archives are refused.
 //! - [`mod@pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
 //! - [`mod@export`]: writes an image as an OCI layout, layer by layer.
+//! - [`repository`]: blobs and manifests of one repository of a registry, both ways.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.
@@ -17,6 +18,7 @@ pub mod import;
 pub mod manifest;
 pub mod progress;
 pub mod pull;
+pub mod repository;
 pub mod rootfs;
 pub mod source;
 
