@@ -4,11 +4,13 @@ mod generations;
 mod life;
 mod settings;
 mod store;
+mod travel;
 
 pub use generations::*;
 pub use life::*;
 pub use settings::*;
 pub use store::*;
+pub use travel::*;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -85,6 +87,13 @@ pub enum Command {
     Cp(CpArgs),
     /// Write a generation as an OCI image that any engine can run
     Export(ExportArgs),
+    /// Send a container's generations to a registry
+    Push(PushArgs),
+    /// Fetch a container with its generations from a registry
+    Pull(FetchArgs),
+    /// Places in registries to send containers to
+    #[command(subcommand)]
+    Remote(RemoteCommand),
     /// Bring a generation up in a shadow and see whether it works
     Drill(DrillArgs),
     /// Show who did what with a container
@@ -118,6 +127,9 @@ pub enum Command {
         /// Directory to write them to
         directory: PathBuf,
     },
+    /// Send what is sent by itself (started after an exit, and by `ps`, `gc` and `doctor`)
+    #[command(name = "__send", hide = true)]
+    Send(NameArg),
     /// Supervise one run (started by `run` and `start`)
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
@@ -136,6 +148,8 @@ pub enum ImageCommand {
     },
     /// Pull an image from a registry
     Pull(PullArgs),
+    /// Send an image to a registry, as any engine can pull it
+    Push(ImagePushArgs),
     /// List images
     Ls,
     /// Show everything about an image

@@ -92,6 +92,8 @@ impl Engine {
         }));
         findings.extend(host::check_space(&self.space()?));
         findings.extend(self.check_packs()?);
+        findings.extend(self.check_unsent(&containers)?);
+        self.wake_senders()?;
         let (host, directory) = self.probe(&containers, &mut findings)?;
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.object.cmp(&b.object)));
         Ok(Diagnosis { findings, host, directory, sealing: self.can_seal() })

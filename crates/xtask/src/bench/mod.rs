@@ -12,6 +12,7 @@
 //! keeping           Perennial as one more tool of the peers' harness
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! memory            what a supervisor holds while its container idles
+//! travel            a container to another machine, again after a change of 1 %
 //! report            medians, ratios, Markdown
 //! ```
 
@@ -24,6 +25,7 @@ mod peers;
 mod report;
 mod scratch;
 mod session;
+mod travel;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ enum Benchmark {
     LeaveAndReturn(leave_and_return::Options),
     /// Saving, keeping and bringing back trees, in the peers' own harness.
     Keeping(keeping::Options),
+    /// A container to another machine and back after a change of 1 %, beside podman and rsync.
+    Travel(travel::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -48,5 +52,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     match &options.benchmark {
         Benchmark::LeaveAndReturn(options) => leave_and_return::run(root, options),
         Benchmark::Keeping(options) => keeping::run(root, options),
+        Benchmark::Travel(options) => travel::run(root, options),
     }
 }
