@@ -19,6 +19,9 @@ pub const VIEWS: &str = "view/";
 /// Prefix of the records of places in registries to send containers to.
 pub const REMOTES: &str = "remote/";
 
+/// Prefix of the records of what is known of containers at such places.
+pub const TRACKINGS: &str = "tracking/";
+
 /// Returns the key of a place in a registry.
 #[must_use]
 pub fn remote(name: &str) -> String {
@@ -28,13 +31,13 @@ pub fn remote(name: &str) -> String {
 /// Returns the prefix of what is known of a container at remotes.
 #[must_use]
 pub fn trackings(id: &ContainerId) -> String {
-    format!("tracking/{id}/")
+    format!("{TRACKINGS}{id}/")
 }
 
 /// Returns the key of what is known of a container at a remote.
 #[must_use]
 pub fn tracking(id: &ContainerId, remote: &str) -> String {
-    format!("tracking/{id}/{remote}")
+    format!("{TRACKINGS}{id}/{remote}")
 }
 
 /// Returns the key of a container.
