@@ -189,6 +189,8 @@ pub enum ConditionKind {
     Damaged,
     /// The process is up but its health check fails.
     Unhealthy,
+    /// Something is not yet where it is sent by itself. It is found out when it is shown, and never recorded.
+    NotSent,
 }
 
 /// Where the cause of a failed start lies.

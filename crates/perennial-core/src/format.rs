@@ -42,11 +42,17 @@ pub enum Format {
     Registry,
     /// An upload to a registry that is not finished.
     RegistryUpload,
+    /// Everything about a container or an image in a registry but the contents.
+    Parcel,
+    /// A place in a registry to send containers to.
+    Remote,
+    /// What is known of a container at such a place.
+    Tracking,
 }
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Root,
         Self::Container,
         Self::Image,
@@ -57,6 +63,9 @@ impl Format {
         Self::RecordCopy,
         Self::Registry,
         Self::RegistryUpload,
+        Self::Parcel,
+        Self::Remote,
+        Self::Tracking,
     ];
 
     /// Returns the name that stands in the record.
@@ -73,6 +82,9 @@ impl Format {
             Self::RecordCopy => "perennial-record-copy",
             Self::Registry => "perennial-registry",
             Self::RegistryUpload => "perennial-registry-upload",
+            Self::Parcel => "perennial-parcel",
+            Self::Remote => "perennial-remote",
+            Self::Tracking => "perennial-tracking",
         }
     }
 
@@ -81,13 +93,16 @@ impl Format {
         match self {
             Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED, FLAG_COLD],
             Self::LayerFile => &[FLAG_UNRESOLVED],
+            Self::Parcel => &[FLAG_SEALED],
             Self::Root
             | Self::Container
             | Self::Image
             | Self::Event
             | Self::View
             | Self::Registry
-            | Self::RegistryUpload => &[],
+            | Self::RegistryUpload
+            | Self::Remote
+            | Self::Tracking => &[],
         }
     }
 
@@ -104,7 +119,10 @@ impl Format {
             | Self::View
             | Self::RecordCopy
             | Self::Registry
-            | Self::RegistryUpload => 1,
+            | Self::RegistryUpload
+            | Self::Parcel
+            | Self::Remote
+            | Self::Tracking => 1,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! - [`layers`]: layers of a store and the decisions when to fold or merge them.
 //! - [`sealed`]: layers whose file contents are objects named by what is in them.
 //! - [`tree`]: how entries of stacked layers combine (whiteouts, opaque directories).
+//! - [`travel`]: containers and images in a registry.
 //! - [`event`]: the log of who did what.
 //! - [`format`]: the bytes of records that outlive a process.
 //! - [`registry`]: what a registry decides.
@@ -38,6 +39,7 @@ pub mod registry;
 pub mod sealed;
 pub mod spec;
 pub mod time;
+pub mod travel;
 pub mod tree;
 pub mod usage;
 pub mod verify;

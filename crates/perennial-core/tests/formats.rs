@@ -13,6 +13,9 @@ use perennial_core::registry::upload::{StorageRecord, UploadRecord};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
+use perennial_core::travel::history::Mark;
+use perennial_core::travel::remote::{Remote, Tracking};
+use perennial_core::travel::{Contents, ImageAt, PackAt, Parcel, Sender};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -281,6 +284,109 @@ fn the_frozen_copy_means_what_it_meant() {
     let layers = vec![an_image_layer()];
     let container = RecordCopy::Container { container: Box::new(container(exiting())), layers };
     assert_eq!(decode(Format::RecordCopy, &encode(Format::RecordCopy, &container)), Ok(container));
+}
+
+fn parcel() -> Parcel {
+    let mark = |seq| Mark { seq: Seq(seq), made: ObjectId::of(b"made") };
+    let manifest = Some(ManifestRef { id: ObjectId::of(b"manifest"), bytes: 8 });
+    let delta = |number| LayerRecord {
+        form: Form::Sealed,
+        manifest: manifest.clone(),
+        ..LayerRecord::of_tree(layer(number), LayerKind::Delta, (4096, 3), time("2026-11-22T17:00:00Z"))
+    };
+    let mut container = container(Phase::Dormant);
+    container.conditions.clear();
+    container.queue = Some(Queue { undo: None, held: None, ..queue() });
+    Parcel {
+        contents: Contents::Container {
+            container: Box::new(container),
+            past: vec![mark(1)],
+            images: vec![ImageAt { image: image(1), parcel: image(7) }],
+        },
+        layers: vec![delta(1), delta(2)],
+        packs: vec![PackAt {
+            id: ObjectId::of(b"pack"),
+            digest: image(8),
+            bytes: 1000,
+            index_offset: 800,
+            content_bytes: 5000,
+        }],
+        sent: Sender { at: time("2026-11-29T10:00:00Z"), machine: "one".into(), by: "root(0)".into() },
+    }
+}
+
+#[test]
+fn the_frozen_parcel_means_what_it_meant() {
+    let expected = parcel();
+    assert_eq!(Parcel::decode(&frozen(Format::Parcel, 1)), Ok(expected.clone()));
+    let written: Value = serde_json::from_slice(&expected.encode()).expect("encode writes JSON");
+    let read: Value = serde_json::from_slice(&frozen(Format::Parcel, 1)).expect("the frozen file is JSON");
+    assert_eq!(written, read);
+    let contents = Contents::Image { image: Box::new(Image { layers: vec![], diff_ids: vec![], ..an_image() }) };
+    let image = Parcel { contents, layers: vec![], ..expected };
+    assert_eq!(Parcel::decode(&image.encode()), Ok(image));
+}
+
+#[test]
+fn a_parcel_that_contradicts_itself_is_refused() {
+    let whole: Value = serde_json::from_slice(&parcel().encode()).expect("encode writes JSON");
+    let refused = |pointer: &str, value: Value| {
+        let mut changed = whole.clone();
+        *changed["body"].pointer_mut(pointer).unwrap_or_else(|| unreachable!("{pointer}")) = value;
+        Parcel::decode(&serde_json::to_vec(&changed).expect("JSON")).expect_err(pointer).to_string()
+    };
+    let unlimited = u64::MAX;
+    for (pointer, value, why) in [
+        ("/layers/0/form", json!("dir"), "does not stand for itself"),
+        ("/layers/0/manifest", Value::Null, "has no manifest"),
+        ("/layers/0/manifest/bytes", json!(unlimited), "bytes in the manifest of a layer"),
+        ("/layers/0/kind", json!("image"), "a layer is named that is not in it"),
+        ("/layers/1/id", json!("0000000000000001"), "two layers have one id"),
+        ("/packs/0/bytes", json!(unlimited), "bytes in a pack"),
+        ("/packs/0/index_offset", json!(1000), "the index of a pack is not in the pack"),
+        ("/images", json!([]), "the images are not those of the container"),
+        ("/container/phase", serde_json::to_value(exiting()).expect("JSON"), "does not run"),
+        ("/container/policy/keep", json!(0), "no queue can follow the policy"),
+        ("/container/queue/current", json!(9), "the current generation is not in it"),
+        ("/container/queue/next_seq", json!(2), "the generations are not in order"),
+        ("/container/queue/generations/1/seq", json!(1), "the generations are not in order"),
+        ("/container/queue/generations/0/image", json!(image(5)), "lies on an image that is not named"),
+        ("/container/queue/generations/0/layers", json!(["0000000000000009"]), "named that is not in it"),
+        (
+            "/container/queue/generations/0/layers",
+            json!(["0000000000000001", "0000000000000001"]),
+            "a layer lies on itself",
+        ),
+        ("/container/queue/generations/0/layers", json!(vec![layer(1); 501]), "layers of a generation"),
+        ("/container/queue/held", json!(1), "half in it"),
+        ("/container/image_name", json!("\u{1b}[2J"), "control characters"),
+        ("/container/queue/generations/1/note", json!("a\nb"), "control characters"),
+        ("/sent/machine", json!("x".repeat(5000)), "bytes in a text"),
+        ("/past", json!(vec![json!({"seq": 1, "made": ObjectId::of(b"")}); 1001]), "past generations"),
+    ] {
+        let said = refused(pointer, value);
+        assert!(said.contains(why), "{pointer}: {said}");
+    }
+}
+
+#[test]
+fn the_frozen_remote_means_what_it_meant() {
+    let (registry, prefix) = ("registry.example:5000".into(), "team".into());
+    let added_at = time("2026-11-29T10:00:00Z");
+    check_frozen(Format::Remote, &Remote { name: "hub".into(), registry, prefix, plain_http: true, added_at });
+}
+
+#[test]
+fn the_frozen_tracking_means_what_it_meant() {
+    let expected = Tracking {
+        marks: vec![Mark { seq: Seq(1), made: ObjectId::of(b"made") }],
+        manifest: Some(image(7)),
+        done_at: Some(time("2026-11-29T10:00:00Z")),
+        tried_at: Some(time("2026-11-29T11:00:00Z")),
+        failures: 2,
+        error: Some("registry registry.example cannot be reached".into()),
+    };
+    check_frozen(Format::Tracking, &expected);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! - [`mod@pull`]: fetches an image from a registry, and imports it; [`credentials`]: the logins it uses.
 //! - [`mod@export`]: writes an image as an OCI layout, layer by layer.
 //! - [`serve`]: a registry.
+//! - [`repository`]: blobs and manifests of one repository of a registry, both ways.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.
@@ -18,6 +19,7 @@ pub mod import;
 pub mod manifest;
 pub mod progress;
 pub mod pull;
+pub mod repository;
 pub mod rootfs;
 pub mod serve;
 pub mod source;

@@ -9,6 +9,8 @@ use perennial_core::id::Digest;
 pub enum Phase {
     /// Its blob comes over the network.
     Download,
+    /// It goes out over the network.
+    Upload,
     /// Its entries are written into the store.
     Apply,
 }

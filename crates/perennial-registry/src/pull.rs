@@ -4,7 +4,7 @@
 //! named by its digest. A transfer that breaks goes on where it stopped, also in a later process. A tag is resolved
 //! once: everything after it goes by digest.
 
-mod blob;
+pub(crate) mod blob;
 mod error;
 
 pub use error::PullError;
@@ -29,9 +29,9 @@ use std::time::Duration;
 /// Blobs on their way at once: what docker and podman use is 3 and 6.
 const PARALLEL: usize = 4;
 /// A registry that takes longer to take a connection is not there.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transfer in which nothing comes for so long is broken.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to pull.
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ impl Blobs for StagedBlobs {
 }
 
 /// Returns whether a registry is this machine itself, where TLS is not expected.
-fn is_loopback(registry: &str) -> bool {
+pub(crate) fn is_loopback(registry: &str) -> bool {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())

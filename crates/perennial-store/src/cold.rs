@@ -10,18 +10,25 @@
 //! - What a crash leaves is packs that nothing needs yet, which the next archiving uses.
 //! - Damage to a frame costs the chunks in it, damage to an index costs a scan of the pack.
 //! - One process writes at a time ([`Packer`] holds a lock); reading ([`Cold`]) never waits.
+//! - The same packs go elsewhere ([`Outgoing`]) and come from there ([`Incoming`]).
 //!
 //! What is not known here: which objects are needed (the caller says so), and where objects are kept ([`HotObjects`]).
 
 mod archive;
 mod content;
+mod incoming;
 mod index;
+mod lent;
+mod outgoing;
 mod read;
 mod repack;
 mod verify;
 mod write;
 
 pub use archive::{Archived, Refusal, Request};
+pub use incoming::{Gap, Incoming, IncomingError, PackPlace};
+pub use lent::Lent;
+pub use outgoing::{Known, Outgoing, OutgoingError, OutgoingPack};
 pub use repack::Repacked;
 pub use verify::{PackReport, Unreadable};
 
@@ -141,6 +148,7 @@ pub struct Cold {
     staging: PathBuf,
     places: Places,
     reader: Reader,
+    lent: Lent,
 }
 
 /// The packs of a root, for writing: there is one at a time.
@@ -168,9 +176,19 @@ impl Cold {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(ColdError::io("create", &path)(error)),
         }
-        let places = Places::load(&path)?;
-        let reader = Reader::new(path.clone());
-        Ok(Self { path, staging: root.path().join("staging"), places, reader })
+        Self::open_in(&path, &root.staging_dir())
+    }
+
+    /// Reads the indexes of all packs in a directory; files without names are made in `staging`.
+    fn open_in(path: &Path, staging: &Path) -> Result<Self, ColdError> {
+        let places = Places::load(path)?;
+        let reader = Reader::new(path.to_path_buf());
+        Ok(Self { path: path.to_path_buf(), staging: staging.to_path_buf(), places, reader, lent: Lent::default() })
+    }
+
+    /// Takes chunks from files, too.
+    pub fn lend(&mut self, lent: Lent) {
+        self.lent = lent;
     }
 
     /// Returns the packs with their lengths in bytes.

@@ -410,6 +410,20 @@ impl Root {
         matches!(self.lock("yield", LockMode::Exclusive, Wait::Never), Ok(None))
     }
 
+    /// Locks the sending of something to a place, or its fetching: one process at a time does it.
+    ///
+    /// # Errors
+    /// [`RootError::Io`]; `Ok(None)` where it is held by another and `wait` is [`Wait::Never`].
+    pub fn lock_travel(&self, what: &str, wait: Wait) -> Result<Option<Lock>, RootError> {
+        self.lock(&format!("travel-{what}"), LockMode::Exclusive, wait)
+    }
+
+    /// Returns the directory of what is on its way to or from a registry.
+    #[must_use]
+    pub fn travel_dir(&self) -> PathBuf {
+        self.path.join("travel")
+    }
+
     /// Locks the trash: one process at a time unlinks what is in it.
     ///
     /// # Errors

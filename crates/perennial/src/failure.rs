@@ -228,12 +228,18 @@ fn classify_others(error: &anyhow::Error) -> (Code, Option<String>) {
         if let Some(OciError::Missing { .. } | OciError::Spawn { .. }) = cause.downcast_ref::<OciError>() {
             return (Code::Host, Some("install the package runc, or name another runtime with --runtime".into()));
         }
-        if let Some(cause) = cause.downcast_ref::<perennial_registry::PullError>() {
-            return (Code::Failed, cause.hint().map(str::to_owned));
+        if let Some(hint) = hint_of_registry(cause) {
+            return (Code::Failed, hint.map(str::to_owned));
         }
         if cause.downcast_ref::<perennial_core::container::IllegalEvent>().is_some() {
             return (Code::Conflict, Some("`perennial ps` shows its state".into()));
         }
     }
     (Code::Failed, None)
+}
+
+/// What a person could do about what went wrong with a registry; nothing where it is no such thing.
+fn hint_of_registry(cause: &(dyn std::error::Error + 'static)) -> Option<Option<&'static str>> {
+    let pull = cause.downcast_ref::<perennial_registry::PullError>().map(perennial_registry::PullError::hint);
+    pull.or_else(|| cause.downcast_ref().map(perennial_registry::repository::RepositoryError::hint))
 }

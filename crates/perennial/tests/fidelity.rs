@@ -7,6 +7,9 @@
 
 #![expect(clippy::print_stdout, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
 
+#[allow(dead_code, clippy::allow_attributes, reason = "the tests of travelling use more of it")]
+#[path = "travel/registry.rs"]
+mod registry;
 mod stage;
 
 use anyhow::{Context as _, Result, ensure};
@@ -372,4 +375,45 @@ fn layers_with_inode_flags_stay_directories_and_lose_nothing() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// All generations go to a registry and grow again on another root of another machine's making.
+fn every_way_back_after_travelling(kind: FsKind) -> Result<()> {
+    let (here, registry) = (Traps::on(kind)?, registry::Registry::start()?);
+    here.create("plain", 100)?;
+    let left = here.live("plain", "mount")?;
+    let address = registry.address();
+    here.ok(&["remote", "add", "hub", &address])?;
+    here.ok(&["push", "plain"])?;
+    let disk = LoopFs::new(kind, DISK_BYTES)?;
+    let stage = Stage::empty_in(&disk.path())?;
+    let (source, actor) = (here.source.clone(), here.actor.clone());
+    let there = Traps { stage, source, actor, kind, _disk: disk };
+    there.ok(&["remote", "add", "hub", &address])?;
+    there.ok(&["pull", "plain", "--trust-settings"])?;
+    for (seq, left) in (1..).zip(&left) {
+        there.ok(&["rollback", "plain", "--to", &seq.to_string()])?;
+        for mode in MODES {
+            there.returns("plain", mode, left)?;
+        }
+    }
+    there.ok(&["gc"])?;
+    there.ok(&["verify", "--full"])?;
+    there.ok(&["doctor"])?;
+    Ok(())
+}
+
+#[test]
+fn nothing_differs_on_another_root_after_a_registry_on_ext4() -> Result<()> {
+    every_way_back_after_travelling(FsKind::Ext4)
+}
+
+#[test]
+fn nothing_differs_on_another_root_after_a_registry_on_xfs() -> Result<()> {
+    every_way_back_after_travelling(FsKind::Xfs)
+}
+
+#[test]
+fn nothing_differs_on_another_root_after_a_registry_on_btrfs() -> Result<()> {
+    every_way_back_after_travelling(FsKind::Btrfs)
 }

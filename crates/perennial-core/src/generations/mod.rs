@@ -66,12 +66,15 @@ pub struct Policy {
     /// pack nothing unasked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hot: Option<u32>,
+    /// The remote it is sent to after each exit; `None` to send nothing unasked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push: Option<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         let (keep, good_after_s) = (KEEP_DEFAULT, GOOD_AFTER_S_DEFAULT);
-        Self { keep, keep_bytes: None, good_after_s, seal: SealPolicy::Auto, hot: None }
+        Self { keep, keep_bytes: None, good_after_s, seal: SealPolicy::Auto, hot: None, push: None }
     }
 }
 

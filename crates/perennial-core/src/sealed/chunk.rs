@@ -82,6 +82,19 @@ impl Cuts {
         })
     }
 
+    /// Decides how a content of `bytes` is cut that goes elsewhere; `None` where it is too large for packs. Nothing is
+    /// known of another version, which may be on another machine, and every chunk that differs goes over a network: so
+    /// it is cut by content, four times as finely, which finds what was rewritten in place as well as what has moved.
+    #[must_use]
+    pub fn choose_for_travel(bytes: u64) -> Option<Self> {
+        match bytes {
+            0..=WHOLE_BYTES_MAX => Some(Self::Whole),
+            _ if bytes <= COARSE_CONTENT_BYTES_MIN => Some(Self::Content(Gear::FINEST)),
+            _ if bytes <= CONTENT_BYTES_MAX => Some(Self::Content(Gear::FINE)),
+            _ => None,
+        }
+    }
+
     /// Returns the length of the first chunk of `bytes`: at most all of them. The content goes on after `bytes` only
     /// where there are at least [`CHUNK_BYTES_MAX`] of them.
     #[must_use]
@@ -105,6 +118,8 @@ pub struct Gear {
 }
 
 impl Gear {
+    /// 4, 16 and 64 KiB.
+    const FINEST: Self = Self::new(14);
     /// 16, 64 and 256 KiB.
     const FINE: Self = Self::new(16);
     /// 64, 256 and 1024 KiB.

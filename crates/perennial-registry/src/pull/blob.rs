@@ -30,7 +30,7 @@ const LOCK_LOOKS_MAX: u32 = 36_000;
 const REPORT_BYTES: u64 = 256 * 1024;
 
 /// Returns how long to wait after so many failures: a quarter of a second, doubled each time, at most eight seconds.
-pub(super) fn pause(tries: u32) -> Duration {
+pub(crate) fn pause(tries: u32) -> Duration {
     Duration::from_millis(250).saturating_mul(1 << tries.saturating_sub(1).min(5))
 }
 

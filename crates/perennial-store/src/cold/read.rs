@@ -175,6 +175,9 @@ impl Cold {
 
     /// Returns a chunk's content from the first place that still has it.
     pub(super) fn chunk(&mut self, id: &ObjectId) -> Result<Option<Vec<u8>>, ColdError> {
+        if let Some(content) = self.lent.read(id) {
+            return Ok(Some(content));
+        }
         self.again(|places, reader| {
             for place in places.chunks(id) {
                 let Some((pack, at)) = places.frame(&place) else { continue };

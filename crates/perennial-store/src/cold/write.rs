@@ -64,6 +64,7 @@ pub(super) fn discard_incoming(directory: &Path) -> std::io::Result<()> {
 pub(super) struct Written {
     pub(super) id: ObjectId,
     pub(super) bytes: u64,
+    pub(super) index_offset: u64,
     pub(super) index: Index,
 }
 
@@ -145,10 +146,11 @@ impl PackWriter {
         self.named = true;
         atomic::sync_directory(&self.directory).map_err(ColdError::io("sync", &self.directory))?;
         let Section::Index(index) = section else { return Err(ColdError::Encode(PackError::NotASection)) };
-        Ok(Written { id, bytes: self.bytes, index })
+        Ok(Written { id, bytes: self.bytes, index_offset, index })
     }
 
-    fn end_frame(&mut self) -> Result<(), ColdError> {
+    /// Writes the chunks gathered so far as a frame.
+    pub(super) fn end_frame(&mut self) -> Result<(), ColdError> {
         if self.chunks.is_empty() {
             return Ok(());
         }

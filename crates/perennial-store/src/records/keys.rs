@@ -16,6 +16,29 @@ pub const TAGS: &str = "tag/";
 pub const CHAINS: &str = "chain/";
 /// Prefix of the records of read-only views.
 pub const VIEWS: &str = "view/";
+/// Prefix of the records of places in registries to send containers to.
+pub const REMOTES: &str = "remote/";
+
+/// Prefix of the records of what is known of containers at such places.
+pub const TRACKINGS: &str = "tracking/";
+
+/// Returns the key of a place in a registry.
+#[must_use]
+pub fn remote(name: &str) -> String {
+    format!("{REMOTES}{name}")
+}
+
+/// Returns the prefix of what is known of a container at remotes.
+#[must_use]
+pub fn trackings(id: &ContainerId) -> String {
+    format!("{TRACKINGS}{id}/")
+}
+
+/// Returns the key of what is known of a container at a remote.
+#[must_use]
+pub fn tracking(id: &ContainerId, remote: &str) -> String {
+    format!("{TRACKINGS}{id}/{remote}")
+}
 
 /// Returns the key of a container.
 #[must_use]

@@ -5,12 +5,14 @@ mod life;
 mod registry;
 mod settings;
 mod store;
+mod travel;
 
 pub use generations::*;
 pub use life::*;
 pub use registry::*;
 pub use settings::*;
 pub use store::*;
+pub use travel::*;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -89,6 +91,13 @@ pub enum Command {
     Export(ExportArgs),
     /// Read an image that was exported, or built on one, as a generation of a container
     Import(ImportArgs),
+    /// Send a container's generations to a registry
+    Push(PushArgs),
+    /// Fetch a container with its generations from a registry
+    Pull(FetchArgs),
+    /// Places in registries to send containers to
+    #[command(subcommand)]
+    Remote(RemoteCommand),
     /// Bring a generation up in a shadow and see whether it works
     Drill(DrillArgs),
     /// Show who did what with a container
@@ -124,6 +133,9 @@ pub enum Command {
         /// Directory to write them to
         directory: PathBuf,
     },
+    /// Send what is sent by itself (started after an exit, and by `ps`, `gc` and `doctor`)
+    #[command(name = "__send", hide = true)]
+    Send(NameArg),
     /// Supervise one run (started by `run` and `start`)
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
@@ -142,6 +154,8 @@ pub enum ImageCommand {
     },
     /// Pull an image from a registry
     Pull(PullArgs),
+    /// Send an image to a registry, as any engine can pull it
+    Push(ImagePushArgs),
     /// List images
     Ls,
     /// Show everything about an image

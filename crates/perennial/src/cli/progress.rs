@@ -104,3 +104,47 @@ impl Drop for ThawBar {
         self.clear();
     }
 }
+
+/// One bar for all transfers together.
+#[derive(Debug)]
+pub struct TotalBar {
+    bar: ProgressBar,
+    /// Bytes done of each transfer.
+    done: RefCell<BTreeMap<usize, u64>>,
+}
+
+impl TotalBar {
+    /// Makes the bar; for programs, and where standard error is no terminal, nothing is drawn.
+    pub fn new(style: Style, verb: &'static str) -> Self {
+        let target = match style {
+            Style::Text => ProgressDrawTarget::stderr(),
+            Style::Json => ProgressDrawTarget::hidden(),
+        };
+        let template = "{msg:10} {bar:40} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style).with_message(verb);
+        Self { bar, done: RefCell::default() }
+    }
+
+    /// Takes the bar off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for TotalBar {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Started { layer, bytes_total, .. } => {
+                self.done.borrow_mut().insert(layer, 0);
+                self.bar.inc_length(bytes_total.unwrap_or(0));
+            }
+            Event::Advanced { layer, bytes, .. } => {
+                let before = self.done.borrow_mut().insert(layer, bytes).unwrap_or(0);
+                self.bar.inc(bytes.saturating_sub(before));
+            }
+            Event::Finished { .. } | Event::Retried { .. } | Event::Note(_) => {}
+            Event::Image { .. } | Event::Known { .. } | _ => {}
+        }
+    }
+}

@@ -54,11 +54,12 @@ pub fn rm(context: &Context, args: &RmArgs) -> Result<()> {
 /// Where it is unknown or the policy is not possible.
 pub fn set(context: &Context, args: &SetArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
-    let PolicyArgs { keep, keep_bytes, good_after, seal, hot } = &args.policy;
-    let is_given = [keep.is_some(), keep_bytes.is_some(), good_after.is_some(), seal.is_some(), hot.is_some()];
+    let PolicyArgs { keep, keep_bytes, good_after, seal, hot, push } = &args.policy;
+    let is_given =
+        [keep.is_some(), keep_bytes.is_some(), good_after.is_some(), seal.is_some(), hot.is_some(), push.is_some()];
     if !is_given.contains(&true) {
         return Err(Failure::new(Code::Usage, "nothing to set")
-            .hint("give --keep, --keep-bytes, --good-after, --seal or --hot"));
+            .hint("give --keep, --keep-bytes, --good-after, --seal, --hot or --push"));
     }
     settings::change_policy(&mut perennial_core::generations::Policy::default(), &args.policy)?;
     let policy = context.engine.set_policy(&name, |policy| {
@@ -107,14 +108,15 @@ pub fn phase_name(container: &Container) -> &'static str {
 /// Where the records cannot be read.
 pub fn ps(context: &Context, args: &PsArgs) -> Result<()> {
     context.engine.recover_all()?;
+    context.engine.wake_senders()?;
     let mut containers: Vec<Container> = context.engine.containers()?.into_iter().map(|doc| doc.value).collect();
     containers.sort_by(|a, b| a.name.cmp(&b.name));
     if args.running && !args.all {
         containers.retain(|container| container.phase.run().is_some());
     }
     if context.style == Style::Json {
-        let list: Vec<Value> = containers.iter().map(|container| container_json(context, container)).collect();
-        output::json(&Value::Array(list));
+        let list: Result<Vec<Value>> = containers.iter().map(|container| container_json(context, container)).collect();
+        output::json(&Value::Array(list?));
         return Ok(());
     }
     let now = context.engine.now();
@@ -122,7 +124,8 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<()> {
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for container in &containers {
         let queue = container.queue.as_ref();
-        let conditions: Vec<String> = container.conditions.iter().map(|c| format!("{:?}", c.kind)).collect();
+        let conditions = context.engine.conditions_of(container)?;
+        let conditions: Vec<String> = conditions.iter().map(|c| format!("{:?}", c.kind)).collect();
         let last_exit = queue.and_then(|queue| queue.generations.last()).map(|g| table::age(g.exited_at, now));
         rows.push(vec![
             container.name.to_string(),
@@ -139,7 +142,10 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<()> {
 }
 
 /// Returns a container as JSON, as `inspect --json` shows it.
-pub fn container_json(context: &Context, container: &Container) -> Value {
+///
+/// # Errors
+/// Where the records cannot be read.
+pub fn container_json(context: &Context, container: &Container) -> Result<Value> {
     let run = match &container.phase {
         Phase::Running { run, pid, started_at } => Some((run, Some(*pid), Some(*started_at))),
         Phase::Starting { run } | Phase::Exiting { run, .. } => Some((run, None, None)),
@@ -159,7 +165,18 @@ pub fn container_json(context: &Context, container: &Container) -> Value {
         })
     });
     let queue = container.queue.as_ref();
-    json!({
+    let unsent = context.engine.unsent(container)?.map(|unsent| {
+        json!({
+            "remote": unsent.remote,
+            "generations": unsent.generations.iter().map(|generation| generation.seq).collect::<Vec<_>>(),
+            "bytes": unsent.bytes(),
+            "since": unsent.generations.first().map(|generation| generation.exited_at),
+            "tried_at": unsent.tracking.tried_at,
+            "failures": unsent.tracking.failures,
+            "error": unsent.tracking.error,
+        })
+    });
+    Ok(json!({
         "name": container.name,
         "id": container.id,
         "phase": phase_name(container),
@@ -167,13 +184,14 @@ pub fn container_json(context: &Context, container: &Container) -> Value {
         "image_name": container.image_name,
         "current": queue.and_then(|queue| queue.current),
         "generations": queue.map_or(0, |queue| queue.generations.len()),
-        "conditions": container.conditions,
+        "conditions": context.engine.conditions_of(container)?,
+        "not_sent": unsent,
         "run": run,
         "epoch": container.epoch,
         "created_at": container.created_at,
         "policy": container.policy,
         "spec": container.spec,
-    })
+    }))
 }
 
 /// Shows everything about a container.
@@ -184,10 +202,10 @@ pub fn inspect(context: &Context, args: &NameArg) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
     let container = context.engine.seen(&name)?.value;
     if context.style == Style::Json {
-        output::json(&container_json(context, &container));
+        output::json(&container_json(context, &container)?);
         return Ok(());
     }
-    let value = container_json(context, &container);
+    let value = container_json(context, &container)?;
     let field = |key: &str| value.get(key).map_or_else(String::new, plain);
     for key in ["name", "id", "phase", "image", "image_name", "current", "generations", "epoch", "created_at"] {
         output::line(format!("{key:>12}: {}", field(key)));
@@ -201,7 +219,7 @@ pub fn inspect(context: &Context, args: &NameArg) -> Result<()> {
             output::line(format!("{:>14}{key}: {}", "", plain(field)));
         }
     }
-    for condition in &container.conditions {
+    for condition in context.engine.conditions_of(&container)? {
         output::line(format!("   condition: {:?} since {}: {}", condition.kind, condition.since, condition.message));
     }
     if let Some(generation) = container.queue.as_ref().and_then(Queue::current) {

@@ -56,16 +56,21 @@ fn as_json(container: &Container, destination: &Destination, exported: &Exported
         .iter()
         .map(|layer| json!({ "diff_id": layer.diff_id, "digest": layer.digest, "bytes": layer.bytes }))
         .collect();
+    json!({
+        "container": container.name, "seq": seq, "destination": destination.to_string(), "tag": written.tag,
+        "digest": written.digest, "bytes": written.bytes, "layers": layers,
+        "not_said": report_json(report),
+    })
+}
+
+/// Returns what an image cannot say.
+pub fn report_json(report: &ExportReport) -> Value {
     let mut losses = Map::new();
     for (loss, lost) in &report.losses {
         let name = json!(loss).as_str().unwrap_or_default().to_owned();
         losses.insert(name, lost_json(lost));
     }
-    json!({
-        "container": container.name, "seq": seq, "destination": destination.to_string(), "tag": written.tag,
-        "digest": written.digest, "bytes": written.bytes, "layers": layers,
-        "not_said": { "entries": losses, "settings": report.settings },
-    })
+    json!({ "entries": losses, "settings": report.settings })
 }
 
 fn lost_json(lost: &Lost) -> Value {
@@ -91,7 +96,8 @@ fn show(container: &Container, destination: &Destination, exported: &Exported) {
     show_report(report);
 }
 
-fn show_report(report: &ExportReport) {
+/// Shows what an image cannot say.
+pub fn show_report(report: &ExportReport) {
     if !report.losses.is_empty() || !report.settings.is_empty() {
         output::line("an OCI image cannot say:");
     }

@@ -14,6 +14,7 @@ mod run;
 mod seal;
 mod settings;
 mod store;
+mod travel;
 mod verify;
 mod views;
 
@@ -92,11 +93,16 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Cp(args) => views::cp(context, &args),
         Command::Export(args) => export::export(context, &args),
         Command::Import(args) => import::import(context, &args),
+        Command::Push(args) => travel::push(context, &args),
+        Command::Send(args) => travel::send(context, &args),
+        Command::Pull(args) => travel::pull(context, &args),
+        Command::Remote(command) => travel::remote(context, &command),
         Command::Drill(args) => return generations::drill(context, args),
         Command::Events(args) => container::events(context, &args),
         Command::Image(command) => match command {
             ImageCommand::Import { source, name } => image::import(context, &source, &name),
             ImageCommand::Pull(args) => image::pull(context, &args),
+            ImageCommand::Push(args) => travel::push_image(context, &args),
             ImageCommand::Ls => image::list(context),
             ImageCommand::Inspect { image } => image::inspect(context, &image),
             ImageCommand::Rm { image } => image::remove(context, &image),

@@ -115,6 +115,11 @@ pub fn change_policy(policy: &mut Policy, args: &PolicyArgs) -> Result<()> {
         Some(text) => policy.hot = Some(option("hot", text.parse::<u32>())?),
         None => {}
     }
+    match args.push.as_deref() {
+        Some("none") => policy.push = None,
+        Some(remote) => policy.push = Some(remote.to_owned()),
+        None => {}
+    }
     Ok(())
 }
 
@@ -139,6 +144,7 @@ pub fn given(args: &SettingsArgs) -> Vec<&'static str> {
         ("--good-after", args.policy.good_after.is_some()),
         ("--seal", args.policy.seal.is_some()),
         ("--hot", args.policy.hot.is_some()),
+        ("--push", args.policy.push.is_some()),
         ("--runtime", args.runtime.is_some()),
         ("--entrypoint", args.entrypoint.is_some()),
         ("--stop-signal", args.stop_signal.is_some()),

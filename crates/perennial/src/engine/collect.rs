@@ -68,6 +68,8 @@ impl Engine {
         note(self.free_objects().map(drop));
         note(self.free_in_packs());
         self.empty_trash();
+        note(self.free_travellers());
+        note(self.wake_senders());
         done.plan = CollectPlan {
             recover: before.recover,
             views: before.views,

@@ -26,6 +26,9 @@ impl Engine {
         policy: Policy,
     ) -> Result<Doc<Container>> {
         policy.check()?;
+        if let Some(remote) = &policy.push {
+            self.remote(Some(remote))?;
+        }
         let image = self.resolve_image(image_name)?;
         let id = ContainerId::from_random(random()?);
         let mut container = Container::new(id, name.clone(), (image, image_name.to_owned()), self.now());
@@ -73,6 +76,9 @@ impl Engine {
         let mut policy = doc.value.policy.clone();
         change(&mut policy);
         policy.check()?;
+        if let Some(remote) = &policy.push {
+            self.remote(Some(remote))?;
+        }
         doc.value.policy = policy.clone();
         let bytes = policy.keep_bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
         let note = Note::new("set", format!("keep {}, keep-bytes {bytes}", policy.keep));
@@ -195,6 +201,9 @@ impl Engine {
             Transaction::new().expect(&key, doc.revision).delete(&key).delete(keys::name(&doc.value.name));
         for entry in self.events(&doc.value.id)? {
             transaction = transaction.delete(keys::event(&doc.value.id, entry.number));
+        }
+        for (key, _) in self.records.list(&keys::trackings(&doc.value.id))? {
+            transaction = transaction.delete(key);
         }
         self.records.commit(&transaction)?;
         drop(graph);

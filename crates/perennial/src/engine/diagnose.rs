@@ -13,6 +13,7 @@ use perennial_core::host::{self, Ability, Cgroups, HostFacts};
 use perennial_core::id::{LayerId, RunId};
 use perennial_core::image::Image;
 use perennial_core::layers::LayerRecord;
+use perennial_core::travel::remote::{Remote, Tracking};
 use perennial_runtime::cgroup::CgroupVersion;
 use perennial_runtime::{mount, probe};
 use perennial_store::cold::Cold;
@@ -93,6 +94,9 @@ impl Engine {
         }));
         findings.extend(host::check_space(&self.space()?));
         findings.extend(self.check_packs()?);
+        // What cannot be read is told of above.
+        findings.extend(self.check_unsent(&containers).unwrap_or_default());
+        self.wake_senders().ok();
         let (host, directory) = self.probe(&containers, &mut findings)?;
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.object.cmp(&b.object)));
         Ok(Diagnosis { findings, host, directory, sealing: self.can_seal() })
@@ -113,6 +117,8 @@ impl Engine {
         found.images = found.take(self, Format::Image, keys::IMAGES)?;
         found.layers = found.take(self, Format::Layer, keys::LAYERS)?;
         found.views = found.take(self, Format::View, keys::VIEWS)?;
+        found.take::<Remote>(self, Format::Remote, keys::REMOTES)?;
+        found.take::<Tracking>(self, Format::Tracking, keys::TRACKINGS)?;
         let mut findings = std::mem::take(&mut found.findings);
         if findings.is_empty() {
             let facts = self.store_facts(&found, trees, run_dirs, &mut findings)?;

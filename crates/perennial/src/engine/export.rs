@@ -14,6 +14,7 @@ use perennial_core::container::Container;
 use perennial_core::export::{ExportReport, default_tag, exported_config};
 use perennial_core::generations::Generation;
 use perennial_core::id::{Digest, LayerId, RunId, Seq};
+use perennial_core::image::Image;
 use perennial_core::time::Time;
 use perennial_registry::export::{
     Compression, Destination, ExportError, ImageText, ImageWriter, TarWriter, Written, diff_id,
@@ -105,6 +106,23 @@ impl Engine {
         let tag = request.destination.tag().unwrap_or(&default);
         let written = writer.finish(&text, tag).map_err(refused)?;
         Ok(Exported { seq: generation.seq, written, report })
+    }
+
+    /// Writes an image as a layout, layer by layer.
+    ///
+    /// # Errors
+    /// As [`Engine::export`].
+    pub fn export_image(&self, image: &Image, destination: &Destination) -> Result<Exported> {
+        let held = self.hold_image(image.clone())?;
+        let mut report = ExportReport::default();
+        let nonce = RunId::from_random(random()?).to_string();
+        let mut writer = ImageWriter::begin(destination, Compression::Gzip, &nonce).map_err(refused)?;
+        let history = self.write_layers(&held, &mut writer, &mut report)?;
+        // Nothing here differs from one export to the next, so that the image is the same each time.
+        let (config, created) = (image.config.clone(), Time::from_unix_nanos(0));
+        let text = ImageText { config, created, history, annotations: BTreeMap::new() };
+        let written = writer.finish(&text, destination.tag().unwrap_or("image")).map_err(refused)?;
+        Ok(Exported { seq: Seq(0), written, report })
     }
 
     fn write_layers(&self, held: &Held, writer: &mut ImageWriter, report: &mut ExportReport) -> Result<Vec<String>> {

@@ -106,7 +106,7 @@ impl Engine {
         };
         let receiver = match existing {
             Some(receiver) => receiver,
-            None => self.newcomer(request.name, (&held.image, &base_name), &outline)?,
+            None => self.new_receiver(request.name, (&held.image, &base_name), &outline)?,
         };
         let mut staged = Staged::new(self, &held, taken)?;
         perennial_registry::import(request.source, &options, &mut staged, progress)?;
@@ -143,7 +143,7 @@ impl Engine {
     }
 
     /// Returns a container that is not recorded yet, set as the image says.
-    fn newcomer(&self, name: &ContainerName, base: (&Image, &str), outline: &Outline) -> Result<Receiver> {
+    fn new_receiver(&self, name: &ContainerName, base: (&Image, &str), outline: &Outline) -> Result<Receiver> {
         let id = ContainerId::from_random(random()?);
         let (image, image_name) = base;
         let mut container = Container::new(id, name.clone(), (image.digest.clone(), image_name.to_owned()), self.now());

@@ -22,6 +22,7 @@
 //! - [`diagnose`]: every invariant over what is really there.
 //! - [`rebuild`]: a lost record store made again from the layers.
 //! - [`verify`]: layers and contents compared with their names.
+//! - [`travel`]: containers to registries and back.
 //! - [`net`]: the network of a run.
 //! - [`images`]: images as layers of the store.
 
@@ -52,6 +53,7 @@ pub mod stacks;
 pub mod start;
 pub mod supervise;
 pub mod thaw;
+pub mod travel;
 pub mod trees;
 pub mod usage;
 pub mod verify;
@@ -94,7 +96,8 @@ impl Engine {
     /// Refuses records that hold nothing at all although there are layers of containers: their log, `records.db-wal`,
     /// was lost or damaged, and what is left of the file would make every layer look unneeded.
     fn refuse_emptied_records(&self) -> Result<()> {
-        for kind in [keys::LAYERS, keys::CONTAINERS, keys::IMAGES] {
+        // A pull that was cut off leaves layers that nothing names yet, but there is a remote then.
+        for kind in [keys::LAYERS, keys::CONTAINERS, keys::IMAGES, keys::REMOTES] {
             if !self.records.list(kind)?.is_empty() {
                 return Ok(());
             }

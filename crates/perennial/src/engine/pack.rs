@@ -252,8 +252,18 @@ impl Engine {
     }
 
     /// Visits the files of a sealed layer that have objects, with their paths.
-    fn each_file(&self, layer: &LayerId, each: &mut dyn FnMut(Vec<u8>, ObjectId)) -> Result<()> {
-        let path = self.root.layer_dir(layer).join(MANIFEST);
+    pub(super) fn each_file(&self, layer: &LayerId, each: &mut dyn FnMut(Vec<u8>, ObjectId)) -> Result<()> {
+        self.each_file_of(layer, MANIFEST, each)
+    }
+
+    /// The same of a manifest that has this name.
+    pub(super) fn each_file_of(
+        &self,
+        layer: &LayerId,
+        manifest: &str,
+        each: &mut dyn FnMut(Vec<u8>, ObjectId),
+    ) -> Result<()> {
+        let path = self.root.layer_dir(layer).join(manifest);
         let damaged = |error: &dyn std::fmt::Display| {
             Failure::new(crate::failure::Code::Damaged, format!("{}: {error}", path.display()))
         };

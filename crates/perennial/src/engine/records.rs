@@ -67,14 +67,14 @@ fn decode<T: DeserializeOwned>(format: Format, key: &str, record: &Versioned) ->
 }
 
 impl Engine {
-    fn read<T: DeserializeOwned>(&self, format: Format, key: &str) -> Result<Option<Doc<T>>> {
+    pub(super) fn read<T: DeserializeOwned>(&self, format: Format, key: &str) -> Result<Option<Doc<T>>> {
         match self.records.get(key)? {
             Some(record) => decode(format, key, &record).map(Some),
             None => Ok(None),
         }
     }
 
-    fn read_all<T: DeserializeOwned>(&self, format: Format, prefix: &str) -> Result<Vec<Doc<T>>> {
+    pub(super) fn read_all<T: DeserializeOwned>(&self, format: Format, prefix: &str) -> Result<Vec<Doc<T>>> {
         self.records.list(prefix)?.iter().map(|(key, record)| decode(format, key, record)).collect()
     }
 

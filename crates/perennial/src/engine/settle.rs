@@ -69,7 +69,11 @@ impl Engine {
         settled?;
         freed?;
         self.finish_objects(&dropped?)?;
-        self.pack_by_policy(id)
+        self.pack_by_policy(id)?;
+        match self.container(id) {
+            Ok(doc) => self.wake_sender(&doc.value),
+            Err(_) => Ok(()),
+        }
     }
 
     fn settle_all(&self, id: &ContainerId) -> Result<()> {

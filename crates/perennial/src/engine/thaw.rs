@@ -40,9 +40,9 @@ pub struct Thawing {
 }
 
 /// Objects on their way back: they get their names when their contents are durable.
-struct Batch<'a> {
-    objects: &'a Objects,
-    files: RefCell<Vec<(ObjectId, File)>>,
+pub(super) struct Batch<'a> {
+    pub(super) objects: &'a Objects,
+    pub(super) files: RefCell<Vec<(ObjectId, File)>>,
 }
 
 impl HotObjects for Batch<'_> {
@@ -57,8 +57,14 @@ impl HotObjects for Batch<'_> {
 }
 
 impl Batch<'_> {
+    /// Gives the contents their names where there are as many as can be kept open.
+    pub(super) fn land_if_full(&self) -> Result<()> {
+        let is_full = self.files.borrow().len() >= BATCH;
+        if is_full { self.land() } else { Ok(()) }
+    }
+
     /// Gives the contents their names.
-    fn land(&self) -> Result<()> {
+    pub(super) fn land(&self) -> Result<()> {
         let files = self.files.take();
         if files.is_empty() {
             return Ok(());
@@ -157,9 +163,7 @@ impl Engine {
                 tell(Thawing { done, total });
             }
             cold.thaw(object, &batch).map_err(unthawed)?;
-            if batch.files.borrow().len() >= BATCH {
-                batch.land()?;
-            }
+            batch.land_if_full()?;
         }
         batch.land()
     }

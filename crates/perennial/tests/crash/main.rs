@@ -4,6 +4,7 @@
 //! - [`commands`]: every command killed.
 //! - [`supervisor`]: the supervisor of a run killed, and the processes around it.
 //! - [`seal`]: sealing killed, and runs over sealed layers.
+//! - [`travel`]: sending to a registry and fetching killed.
 //! - [`space`]: no space left.
 //! - [`at_once`]: many commands at once, background work under load, strays, a clock set back.
 //!
@@ -14,7 +15,11 @@
 mod at_once;
 mod commands;
 mod pack;
+#[allow(dead_code, clippy::allow_attributes, reason = "the tests of travelling use more of it")]
+#[path = "../travel/registry.rs"]
+mod registry;
 mod seal;
 mod space;
 mod supervisor;
+mod travel;
 mod world;

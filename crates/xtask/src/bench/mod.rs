@@ -15,6 +15,7 @@
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! registry          the registry beside docker-registry: pulls, pushes, small blobs, memory
 //! memory            what a supervisor holds while its container idles
+//! travel            a container to another machine, again after a change of 1 %
 //! report            medians, ratios, Markdown
 //! ```
 
@@ -30,6 +31,7 @@ mod report;
 mod scratch;
 mod seal;
 mod session;
+mod travel;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -53,6 +55,8 @@ enum Benchmark {
     Seal(seal::Options),
     /// The registry beside docker-registry.
     Registry(registry::Options),
+    /// A container to another machine and back after a change of 1 %, beside podman and rsync.
+    Travel(travel::Options),
 }
 
 /// Runs the chosen benchmark.
@@ -63,5 +67,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         Benchmark::ChangedFile(options) => changed_file::run(root, options),
         Benchmark::Seal(options) => seal::run(root, options),
         Benchmark::Registry(options) => registry::run(root, options),
+        Benchmark::Travel(options) => travel::run(root, options),
     }
 }

@@ -4,7 +4,7 @@
 //! the same words, and reads into one buffer. CPU and memory are those of the servers' processes.
 
 use super::command;
-use super::scratch::Scratch;
+use super::scratch::{Kind, Scratch};
 use crate::clock;
 use anyhow::{Context as _, ensure};
 use sha2::Digest as _;
@@ -279,7 +279,7 @@ fn small(server: &Server, first: usize, count: usize) -> anyhow::Result<()> {
 pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     command::run("cargo", &["build", "--release", "--locked", "-p", "perennial"])?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let scratch = Scratch::create(&target.join("bench"), 24 << 30, 2_000_000)?;
+    let scratch = Scratch::create(&target.join("bench"), 24 << 30, Kind::Ext4 { inodes: 2_000_000 })?;
     let ours = Server::start("perennial", &scratch.path(), &target.join("release/perennial"))?;
     let theirs = Server::start("docker-registry", &scratch.path(), Path::new("docker-registry"))?;
     let mut bench = Bench { options, samples: Vec::new(), number: 0 };

@@ -4,7 +4,7 @@
 //! memory, and the order turns from round to round. What is made durable is part of sealing and not of the bound.
 
 use super::command;
-use super::scratch::Scratch;
+use super::scratch::{Kind, Scratch};
 use anyhow::Context as _;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 fn measure(program: &Path, tree: &Tree, options: &Options) -> anyhow::Result<bool> {
-    let scratch = Scratch::create(&options.work, 12 << 30, 3_000_000)?;
+    let scratch = Scratch::create(&options.work, 12 << 30, Kind::Ext4 { inodes: 3_000_000 })?;
     let place = scratch.path().join("root");
     let call = |what: &str| {
         let mut command = Command::new(program);

@@ -23,6 +23,9 @@ pub struct PolicyArgs {
     /// unasked [default: all]
     #[arg(long, value_name = "NUMBER|all")]
     pub hot: Option<String>,
+    /// Remote it is sent to after each exit, in the background; `none` to send nothing unasked [default: none]
+    #[arg(long, value_name = "REMOTE|none")]
+    pub push: Option<String>,
 }
 
 /// `--seal`.

@@ -1,0 +1,62 @@
+//! A place in a registry to send containers to, and what is known of what was sent there.
+
+use super::history::Mark;
+use crate::id::Digest;
+use crate::time::Time;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// A place to send to. No secret is in it: logins are where container tools keep them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// Its name here.
+    pub name: String,
+    /// The registry, as `HOST[:PORT]`.
+    pub registry: String,
+    /// Path below which repositories are; may be empty.
+    pub prefix: String,
+    /// Whether HTTP is spoken without TLS.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub plain_http: bool,
+    /// When it was added.
+    pub added_at: Time,
+}
+
+/// What is known of a container at a remote. Only a remark: what is there is asked of the registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracking {
+    /// Generations that were there when it was last looked at, in order.
+    pub marks: Vec<Mark>,
+    /// Digest of the manifest that was there.
+    pub manifest: Option<Digest>,
+    /// When it was last sent or fetched.
+    pub done_at: Option<Time>,
+    /// When it was last tried.
+    pub tried_at: Option<Time>,
+    /// Tries in a row that failed.
+    #[serde(default)]
+    pub failures: u32,
+    /// What stood in the way at the last of them.
+    pub error: Option<String>,
+}
+
+/// Shortest and longest time between two tries, in seconds.
+const PAUSE_FIRST_S: u32 = 5;
+const PAUSE_LONGEST_S: u32 = 300;
+
+/// Returns how long after a failed try the next one is due, in seconds: doubled each time.
+#[must_use]
+pub fn pause_s(failures: u32) -> u32 {
+    let doubled = PAUSE_FIRST_S.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+    doubled.min(PAUSE_LONGEST_S)
+}
+
+impl Tracking {
+    /// Returns whether another try is due.
+    #[must_use]
+    pub fn is_due(&self, now: Time) -> bool {
+        let Some(tried_at) = self.tried_at.filter(|_| self.failures > 0) else { return true };
+        now.nanos_since(tried_at) >= u64::from(pause_s(self.failures)).saturating_mul(1_000_000_000)
+    }
+}

@@ -1,0 +1,286 @@
+//! What is decided about containers and images in a registry.
+
+use perennial_core::container::Container;
+use perennial_core::generations::{Generation, Health, Kind, Queue};
+use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId, RunId, Seq};
+use perennial_core::layers::{Form, LayerKind, LayerRecord, ManifestRef};
+use perennial_core::sealed::object::ObjectId;
+use perennial_core::spec::{ContainerSpec, Volume};
+use perennial_core::time::Time;
+use perennial_core::travel::artifact::{Artifact, ArtifactError, MANIFEST_BYTES_MAX};
+use perennial_core::travel::history::{Mark, Relation, marks, relate};
+use perennial_core::travel::merge::{Newer, adopt, queues};
+use perennial_core::travel::place::{component, of_container, of_image, parse_address};
+use perennial_core::travel::remote::{Tracking, pause_s};
+use perennial_core::travel::send::{Sending, plan};
+use perennial_core::travel::settings::disarm;
+use perennial_core::travel::{PACKS_MAX, PackAt};
+use std::collections::BTreeMap;
+
+fn image(byte: u8) -> Digest {
+    Digest::from_sha256(&[byte; 32])
+}
+
+fn layer(number: u64) -> LayerId {
+    LayerId::from_random(number.to_be_bytes())
+}
+
+fn name(text: &str) -> ContainerName {
+    text.parse().expect("a valid name")
+}
+
+/// A generation made by a machine at an instant.
+fn generation(seq: u64, by: &str) -> Generation {
+    Generation {
+        seq: Seq(seq),
+        exited_at: Time::from_unix_nanos(i64::try_from(seq).expect("small")),
+        kind: Kind::Exit,
+        health: Health::Unknown,
+        exit_code: Some(0),
+        parent: None,
+        image: image(1),
+        layers: vec![layer(seq)],
+        mount_options: Vec::new(),
+        run: Some(RunId::from_random(seq.to_be_bytes())),
+        bytes: 1,
+        entries: 1,
+        pinned: false,
+        quarantined: false,
+        cold: false,
+        verified_at: None,
+        clean: true,
+        note: None,
+        by: by.into(),
+        extra: BTreeMap::new(),
+    }
+}
+
+fn queue(generations: &[(u64, &str)]) -> Queue {
+    let generations: Vec<Generation> = generations.iter().map(|(seq, by)| generation(*seq, by)).collect();
+    let last = generations.last().map(|generation| generation.seq);
+    Queue { next_seq: last.map_or(Seq(1), Seq::next), current: last, generations, undo: None, held: None }
+}
+
+/// `ab` is two generations, the first made by a, the second by b; `-` is one that is not known.
+fn history(text: &str) -> Vec<Mark> {
+    let made = text.chars().zip(1..).filter(|(by, _)| *by != '-').map(|(by, seq)| (seq, by.to_string()));
+    let made: Vec<(u64, String)> = made.collect();
+    let made: Vec<(u64, &str)> = made.iter().map(|(seq, by)| (*seq, by.as_str())).collect();
+    marks(&[], Some(&queue(&made)))
+}
+
+#[test]
+fn two_histories_are_one_where_one_goes_on_from_the_other() {
+    let diverged = |seq| Relation::Diverged { seq: Seq(seq) };
+    for (ours, theirs, expected) in [
+        ("", "", Relation::Same),
+        ("a", "", Relation::Ahead),
+        ("", "a", Relation::Behind),
+        ("aa", "aa", Relation::Same),
+        ("aaa", "aa", Relation::Ahead),
+        ("aa", "aab", Relation::Behind),
+        ("aab", "aac", diverged(3)),
+        ("aabb", "aac", diverged(3)),
+        ("b", "a", Relation::Unrelated),
+        ("ba", "aa", Relation::Unrelated),
+        // What was evicted or never fetched does not count.
+        ("--aa", "aaa", Relation::Ahead),
+        ("---a", "aaaa", Relation::Same),
+        ("aaaa", "---a", Relation::Same),
+        ("--a", "aaab", Relation::Behind),
+        ("---a", "aaa", Relation::Unrelated),
+        ("aaa", "---a", Relation::Unrelated),
+        // A number that one of them jumped over was made by the other alone.
+        ("aa-a", "aab", diverged(3)),
+        ("aab", "aa-a", diverged(3)),
+    ] {
+        assert_eq!(relate(&history(ours), &history(theirs)), expected, "{ours:?} {theirs:?}");
+    }
+}
+
+#[test]
+fn a_generation_is_told_by_what_never_changes_about_it() {
+    let before = generation(3, "root(0)");
+    let after = Generation {
+        layers: vec![layer(9)],
+        health: Health::Good,
+        pinned: true,
+        quarantined: true,
+        cold: true,
+        note: Some("remark".into()),
+        bytes: 99,
+        ..before.clone()
+    };
+    assert_eq!(Mark::of(&before), Mark::of(&after));
+    for other in [
+        Generation { exited_at: Time::from_unix_nanos(4), ..before.clone() },
+        Generation { kind: Kind::Salvage, ..before.clone() },
+        Generation { run: None, ..before.clone() },
+        Generation { image: image(2), ..before.clone() },
+        Generation { by: "other".into(), ..before.clone() },
+    ] {
+        assert_ne!(Mark::of(&before), Mark::of(&other));
+    }
+}
+
+#[test]
+fn what_a_queue_holds_counts_more_than_what_is_remembered_of_it() {
+    let held = queue(&[(2, "a"), (3, "a")]);
+    let past = [Mark { seq: Seq(1), made: ObjectId::of(b"1") }, Mark { seq: Seq(2), made: ObjectId::of(b"old") }];
+    let all = marks(&past, Some(&held));
+    assert_eq!(all.iter().map(|mark| mark.seq.0).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(all.get(1).copied(), held.get(Seq(2)).map(Mark::of));
+}
+
+#[test]
+fn every_name_of_a_container_has_a_repository_of_its_own() {
+    for (text, expected) in [
+        ("web", "web"),
+        ("web-1.a_b__c", "web-1.a_b__c"),
+        ("a---b", "a---b"),
+        ("Web", "x--atim4"),
+        ("a..b", "x--c4n2sog"),
+        ("a.", "x--c4n0"),
+        ("a-", "x--c4mg"),
+        ("a___b", "x--c5flunr2"),
+        ("x--web", "x--f0miqtr5c8"),
+    ] {
+        assert_eq!(component(&name(text)), expected, "{text}");
+    }
+    let longest = "A".repeat(128);
+    let repository = of_container(&"p".repeat(40), &name(&longest));
+    assert!(repository.len() <= 255, "{}", repository.len());
+    assert_eq!(of_container("", &name("web")), "web");
+    assert_eq!(of_container("team/a", &name("web")), "team/a/web");
+    assert_eq!(of_image("team", &image(1)), format!("team/perennial-images/{}", "01".repeat(32)));
+    assert_ne!(of_container("team", &name("perennial-images")), "team/perennial-images");
+}
+
+#[test]
+fn an_address_is_a_host_and_a_path() {
+    let parsed = |text: &str| parse_address(text).map_err(|error| error.to_string());
+    let pair = |host: &str, path: &str| Ok((host.to_owned(), path.to_owned()));
+    assert_eq!(parsed("registry.example"), pair("registry.example", ""));
+    assert_eq!(parsed("https://registry.example:5000/team/a/"), pair("registry.example:5000", "team/a"));
+    assert_eq!(parsed("[::1]:5000/a"), pair("[::1]:5000", "a"));
+    for wrong in ["", "/a", "ho st/a", "registry.example/Team", "registry.example/a//b", "registry.example/../b", "-o"]
+    {
+        assert!(parsed(wrong).is_err(), "{wrong:?}");
+    }
+    assert!(parsed(&format!("registry.example/{}", "a".repeat(41))).is_err());
+}
+
+fn pack(number: u8, content_bytes: u64) -> PackAt {
+    PackAt { id: ObjectId::of(&[number]), digest: image(number), bytes: 1, index_offset: 0, content_bytes }
+}
+
+#[test]
+fn packs_are_written_anew_when_half_of_them_is_dead_weight() {
+    let gigabyte = 1 << 30;
+    for (content, needed, expected) in [
+        (0, 0, Sending::GoOn),
+        (gigabyte, gigabyte, Sending::GoOn),
+        (2 * gigabyte, gigabyte, Sending::GoOn),
+        (3 * gigabyte, gigabyte, Sending::Afresh),
+        (60 << 20, 0, Sending::GoOn),
+        (u64::MAX, u64::MAX, Sending::GoOn),
+    ] {
+        assert_eq!(plan(&[pack(1, content)], needed), expected, "{content} {needed}");
+    }
+    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX / 2], gigabyte), Sending::Afresh);
+    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX / 2 - 1], gigabyte), Sending::GoOn);
+}
+
+#[test]
+fn tries_that_fail_become_rarer_and_never_end() {
+    assert_eq!((1..=8).map(pause_s).collect::<Vec<_>>(), [5, 10, 20, 40, 80, 160, 300, 300]);
+    assert_eq!(pause_s(u32::MAX), 300);
+    let second = 1_000_000_000;
+    let at = |seconds: i64| Time::from_unix_nanos(seconds * second);
+    let tracking = Tracking { tried_at: Some(at(100)), failures: 2, ..Tracking::default() };
+    assert!(!tracking.is_due(at(109)) && tracking.is_due(at(110)));
+    assert!(Tracking { failures: 0, ..tracking }.is_due(at(100)), "the last try did not fail");
+    assert!(Tracking::default().is_due(at(0)));
+}
+
+fn sealed(number: u64, content: &[u8], kind: LayerKind) -> LayerRecord {
+    LayerRecord {
+        form: Form::Sealed,
+        manifest: Some(ManifestRef { id: ObjectId::of(content), bytes: 8 }),
+        ..LayerRecord::of_tree(layer(number), kind, (1, 1), Time::from_unix_nanos(0))
+    }
+}
+
+#[test]
+fn a_layer_from_elsewhere_is_the_one_here_that_has_the_same_in_it() {
+    let ours =
+        [sealed(1, b"a", LayerKind::Delta), sealed(2, b"b", LayerKind::Delta), sealed(3, b"i", LayerKind::Image)];
+    let theirs = [
+        sealed(11, b"a", LayerKind::Delta),
+        // One of ours stands for one of theirs only.
+        sealed(12, b"a", LayerKind::Delta),
+        sealed(1, b"new", LayerKind::Delta),
+        sealed(13, b"i", LayerKind::Delta),
+    ];
+    let mut next = 100;
+    let adopted = adopt(&ours, &theirs, &mut || {
+        next += 1;
+        layer(next)
+    });
+    assert_eq!(
+        adopted.stack(&[layer(11), layer(12), layer(1), layer(13)]),
+        [layer(1), layer(101), layer(102), layer(103)]
+    );
+    let new: Vec<LayerId> = adopted.new.iter().map(|(record, _)| record.id.clone()).collect();
+    assert_eq!(new, [layer(101), layer(102), layer(103)]);
+}
+
+#[test]
+fn two_copies_of_one_history_lose_nothing_that_may_be_kept() {
+    let seqs = |queue: &Queue| queue.generations.iter().map(|generation| generation.seq.0).collect::<Vec<_>>();
+    let theirs = queue(&[(1, "a"), (2, "a"), (3, "a")]);
+    let ours = queue(&[(3, "a"), (4, "a")]);
+    let pushed = queues(&ours, &theirs, Newer::Ours, 5);
+    assert_eq!((seqs(&pushed), pushed.current, pushed.next_seq), (vec![1, 2, 3, 4], Some(Seq(4)), Seq(5)));
+    assert_eq!(seqs(&queues(&ours, &theirs, Newer::Ours, 3)), [2, 3, 4]);
+    assert_eq!(seqs(&queues(&ours, &theirs, Newer::Ours, 1)), [3, 4], "ours are the owner's to evict");
+    let pulled = queues(&theirs, &ours, Newer::Theirs, 5);
+    assert_eq!((seqs(&pulled), pulled.current), (vec![1, 2, 3, 4], Some(Seq(4))));
+    let mut marked = theirs.clone();
+    marked.generations.iter_mut().for_each(|generation| generation.health = Health::Good);
+    let joined = queues(&marked, &theirs, Newer::Ours, 5);
+    assert!(joined.generations.iter().all(|generation| generation.health == Health::Good), "what both have is as ours");
+}
+
+#[test]
+fn what_reaches_into_the_host_is_named_and_taken_away() {
+    let volume = Volume { source: "/".into(), target: "/host".into(), read_only: false };
+    let mut spec = ContainerSpec {
+        env: vec!["A=b".into()],
+        volumes: vec![volume],
+        cap_add: vec!["ALL".into()],
+        cap_drop: vec!["CAP_CHOWN".into()],
+        runtime: Some("/tmp/evil".into()),
+        ..ContainerSpec::default()
+    };
+    assert_eq!(disarm(&mut spec), ["volume /:/host", "capability ALL", "runtime /tmp/evil"]);
+    let expected =
+        ContainerSpec { env: vec!["A=b".into()], cap_drop: vec!["CAP_CHOWN".into()], ..ContainerSpec::default() };
+    assert_eq!(spec, expected);
+    assert!(disarm(&mut spec).is_empty());
+}
+
+#[test]
+fn a_manifest_that_is_no_parcels_is_refused_by_name() {
+    let artifact = Artifact::new((image(1), 10), &[(image(2), 20)], BTreeMap::new());
+    assert_eq!(Artifact::decode(&artifact.encode()), Ok(artifact));
+    let foreign = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
+    let found = "application/vnd.oci.image.manifest.v1+json".to_owned();
+    assert_eq!(Artifact::decode(foreign), Err(ArtifactError::Foreign { found }));
+    let bytes = vec![b' '; MANIFEST_BYTES_MAX + 1];
+    assert_eq!(Artifact::decode(&bytes), Err(ArtifactError::TooLong { bytes: bytes.len() }));
+    assert!(matches!(Artifact::decode(b"{"), Err(ArtifactError::Damaged { .. })));
+    let container =
+        Container::new(ContainerId::from_random([1; 8]), name("web"), (image(1), "i".into()), Time::from_unix_nanos(0));
+    assert!(container.policy.push.is_none(), "nothing is sent unasked");
+}

@@ -1,0 +1,185 @@
+//! What can go wrong with a repository, told apart by what a person would do about it.
+
+use crate::credentials::CredentialsError;
+use oci_client::errors::OciDistributionError;
+use reqwest::StatusCode;
+use serde::Deserialize;
+use std::io;
+
+/// Why something in a repository cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// The address is not valid.
+    #[error("{text:?} is no address of a repository: {reason}")]
+    Address {
+        /// The text.
+        text: String,
+        /// Why.
+        reason: String,
+    },
+    /// The login cannot be found.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The network client cannot be made.
+    #[error("network client cannot be set up: {reason}")]
+    Client {
+        /// Why.
+        reason: String,
+    },
+    /// The runtime cannot be made.
+    #[error("network runtime cannot be set up")]
+    Runtime(#[source] io::Error),
+    /// The registry wants a login, or another one.
+    #[error("the registry refuses access to {repository}")]
+    Unauthorized {
+        /// The repository.
+        repository: String,
+    },
+    /// The registry does not answer, or stops in the middle.
+    #[error("registry {registry} cannot be reached")]
+    Unreachable {
+        /// The registry.
+        registry: String,
+        /// What the network said.
+        source: reqwest::Error,
+    },
+    /// The same while logging in.
+    #[error("registry of {repository} cannot be logged in to")]
+    Login {
+        /// The repository.
+        repository: String,
+        /// What was said.
+        source: Box<OciDistributionError>,
+    },
+    /// The tag is not as it was expected to be.
+    #[error("{repository} was changed by somebody else meanwhile")]
+    Changed {
+        /// The repository.
+        repository: String,
+    },
+    /// Something that a manifest names is not there.
+    #[error("{what} is not in {repository}")]
+    Missing {
+        /// The repository.
+        repository: String,
+        /// What.
+        what: String,
+    },
+    /// The registry answered something else than it should.
+    #[error("the registry of {repository} answers {status}: {message}")]
+    Refused {
+        /// The repository.
+        repository: String,
+        /// The status.
+        status: u16,
+        /// What it said.
+        message: String,
+    },
+    /// What came is not what was asked for.
+    #[error("{repository} sent {what} that is not what was asked for")]
+    Damaged {
+        /// The repository.
+        repository: String,
+        /// What.
+        what: String,
+    },
+    /// What came, or is to go, cannot be written or read here.
+    #[error("what is transferred cannot be kept or read")]
+    Disk(#[from] io::Error),
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl RepositoryError {
+    /// Returns what a person could do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unauthorized { .. } => {
+                Some("log in with `podman login` or `docker login`; the name may be wrong too")
+            }
+            Self::Unreachable { .. } | Self::Login { .. } => Some(
+                "check the host and port, and the network; what was transferred is kept, so trying again goes on where it \
+                 was; a registry without TLS needs --plain-http",
+            ),
+            Self::Missing { .. } => Some("what is there is not complete; push it again from where it is whole"),
+            Self::Damaged { .. } => {
+                Some("the registry or something on the way changed it; try again or from elsewhere")
+            }
+            Self::Changed { .. } => Some("pull first, or push under another name"),
+            Self::Address { .. }
+            | Self::Credentials(_)
+            | Self::Client { .. }
+            | Self::Runtime(_)
+            | Self::Refused { .. }
+            | Self::Disk(_) => None,
+        }
+    }
+
+    /// Returns whether the registry could not be spoken to at all, so that it may work later.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        is_passing(self)
+    }
+
+    pub(super) fn refused(repository: &str, status: StatusCode, text: &[u8]) -> Self {
+        let repository = repository.to_owned();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Unauthorized { repository },
+            StatusCode::PRECONDITION_FAILED => Self::Changed { repository },
+            _ => {
+                let said =
+                    serde_json::from_slice::<Errors>(text).ok().and_then(|errors| errors.errors.into_iter().next());
+                let message = said.map_or_else(
+                    || String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(200).collect(),
+                    |item| format!("{} {}", item.code, item.message),
+                );
+                Self::Refused { repository, status: status.as_u16(), message }
+            }
+        }
+    }
+
+    pub(super) fn from_login(error: OciDistributionError, repository: &str) -> Self {
+        let repository = repository.to_owned();
+        if matches!(
+            error,
+            OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. }
+        ) {
+            return Self::Unauthorized { repository };
+        }
+        if let OciDistributionError::RequestError(source) = error {
+            let registry = repository.split('/').next().unwrap_or_default().to_owned();
+            return Self::Unreachable { registry, source: source.without_url() };
+        }
+        Self::Login { repository, source: Box::new(error) }
+    }
+}
+
+/// Returns whether a failure may pass by itself.
+pub(super) fn is_passing(error: &RepositoryError) -> bool {
+    match error {
+        RepositoryError::Unreachable { .. } => true,
+        RepositoryError::Refused { status, .. } => matches!(status, 408 | 429 | 500..=599),
+        RepositoryError::Address { .. }
+        | RepositoryError::Credentials(_)
+        | RepositoryError::Client { .. }
+        | RepositoryError::Runtime(_)
+        | RepositoryError::Login { .. }
+        | RepositoryError::Unauthorized { .. }
+        | RepositoryError::Changed { .. }
+        | RepositoryError::Missing { .. }
+        | RepositoryError::Damaged { .. }
+        | RepositoryError::Disk(_) => false,
+    }
+}

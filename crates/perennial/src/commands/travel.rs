@@ -1,0 +1,190 @@
+//! `push`, `pull`, `remote`.
+
+use super::{Context, reference};
+use crate::cli::args::{FetchArgs, ImagePushArgs, NameArg, PushArgs, RemoteCommand};
+use crate::cli::output::{self, Style};
+use crate::cli::progress::TotalBar;
+use crate::cli::table;
+use crate::engine::Engine;
+use crate::engine::travel::publish::{PublishOrder, Published};
+use crate::engine::travel::pull::{Extent, PullPlan, Pulled, Trust};
+use crate::engine::travel::push::Pushed;
+use crate::engine::travel::{Order, login_of};
+use crate::failure::{Code, Failure, Result};
+use perennial_core::generations::choose::Selector;
+use perennial_core::id::Seq;
+use perennial_registry::repository::Traffic;
+use serde_json::{Value, json};
+
+/// Sends a container.
+///
+/// # Errors
+/// Where it cannot be sent, or somebody else has sent another history.
+pub fn push(context: &Context, args: &PushArgs) -> Result<()> {
+    let reference = reference::parse(&args.generation)?;
+    let mut order = Order::new(reference.name, args.remote.clone(), &args.login)?;
+    order.until = match reference.selector {
+        Some(Selector::Seq(seq)) => Some(seq),
+        Some(_) => return Err(Failure::new(Code::Usage, "a generation to send is named by its number")),
+        None => None,
+    };
+    order.other_name = args.other_name.as_deref().map(Engine::parse_name).transpose()?;
+    let bar = TotalBar::new(context.style, "sending");
+    let pushed = context.engine.push(&order, &bar);
+    bar.clear();
+    show_pushed(context, &order, &pushed?);
+    Ok(())
+}
+
+fn traffic_json(traffic: Traffic) -> Value {
+    let Traffic { sent_bytes, received_bytes, requests } = traffic;
+    json!({"sent_bytes": sent_bytes, "received_bytes": received_bytes, "requests": requests})
+}
+
+fn show_pushed(context: &Context, order: &Order, pushed: &Pushed) {
+    let Pushed { repository, new, head, left_out, is_nothing, is_guarded, traffic } = pushed;
+    if context.style == Style::Json {
+        output::json(&json!({
+            "container": order.name, "repository": repository, "new": new, "head": head, "left_out": left_out,
+            "nothing_to_send": is_nothing, "guarded": is_guarded, "traffic": traffic_json(*traffic),
+        }));
+        return;
+    }
+    for seq in left_out {
+        output::remark(format!("{}@{seq} is damaged and was left out", order.name));
+    }
+    if *is_nothing {
+        output::line(format!("{repository} has everything"));
+    } else {
+        let sent = table::bytes(traffic.sent_bytes);
+        output::line(format!("{repository} has {}: {sent} sent", numbered(order.name.as_str(), new)));
+    }
+}
+
+/// Names generations of a container.
+fn numbered(name: &str, seqs: &[Seq]) -> String {
+    match seqs {
+        [] => name.to_owned(),
+        [one] => format!("{name}@{one}"),
+        [first, .., last] => format!("{name}@{first} to @{last}"),
+    }
+}
+
+/// Fetches a container.
+///
+/// # Errors
+/// Where what is there cannot be used, or the container here has another history.
+pub fn pull(context: &Context, args: &FetchArgs) -> Result<()> {
+    let (remote, name) = match args.name.rsplit_once('/') {
+        Some((remote, name)) => (Some(remote.to_owned()), name),
+        None => (None, args.name.as_str()),
+    };
+    let mut order = Order::new(Engine::parse_name(name)?, remote, &args.login)?;
+    order.other_name = args.other_name.as_deref().map(Engine::parse_name).transpose()?;
+    order.other_name = order.other_name.filter(|other| *other != order.name);
+    let plan = PullPlan {
+        trust: if args.trust_settings { Trust::Settings } else { Trust::Wary },
+        extent: if args.current { Extent::Current } else { Extent::All },
+    };
+    let bar = TotalBar::new(context.style, "fetching");
+    let pulled = context.engine.pull(&order, plan, &bar);
+    bar.clear();
+    show_pulled(context, &pulled?);
+    Ok(())
+}
+
+fn show_pulled(context: &Context, pulled: &Pulled) {
+    let Pulled { repository, name, new, current, left_out, traffic } = pulled;
+    if context.style == Style::Json {
+        output::json(&json!({
+            "container": name, "repository": repository, "new": new, "current": current,
+            "settings_left_out": left_out, "traffic": traffic_json(*traffic),
+        }));
+        return;
+    }
+    if new.is_empty() {
+        output::line(format!("{name} has everything that {repository} has"));
+    } else {
+        let received = table::bytes(traffic.received_bytes);
+        output::line(format!("{} came from {repository}: {received} received", numbered(name.as_str(), new)));
+    }
+    if !left_out.is_empty() {
+        output::remark(format!("not taken, since it reaches into this host: {}", left_out.join(", ")));
+        output::remark("`perennial pull --trust-settings` takes it, into a container of another name");
+    }
+}
+
+/// Sends an image.
+///
+/// # Errors
+/// Where it is unknown, cannot be read, or the registry does not take it.
+pub fn push_image(context: &Context, args: &ImagePushArgs) -> Result<()> {
+    let image = context.engine.image(&context.engine.resolve_image(&args.image)?)?.value;
+    let credentials = login_of(&args.login)?;
+    let order = PublishOrder { reference: &args.reference, plain_http: args.plain_http, credentials };
+    let bar = TotalBar::new(context.style, "sending");
+    let published = context.engine.publish_image(&image, &order, &bar);
+    bar.clear();
+    let Published { repository, tag, digest, report, traffic } = published?;
+    if context.style == Style::Json {
+        output::json(&json!({
+            "image": image.digest, "repository": repository, "tag": tag, "digest": digest,
+            "not_said": super::export::report_json(&report),
+            "traffic": traffic_json(traffic),
+        }));
+        return Ok(());
+    }
+    output::line(format!("{repository}:{tag} is {digest}: {} sent", table::bytes(traffic.sent_bytes)));
+    super::export::show_report(&report);
+    Ok(())
+}
+
+/// Sends what is sent by itself, and goes on trying.
+///
+/// # Errors
+/// Where waiting does not help; nobody reads that, `inspect` shows it.
+pub fn send(context: &Context, args: &NameArg) -> Result<()> {
+    let id = context.engine.id_of(&Engine::parse_name(&args.name)?)?;
+    context.engine.send_by_policy(&id)
+}
+
+/// Adds, lists and forgets remotes.
+///
+/// # Errors
+/// Where the name is unknown or taken, or the address is not valid.
+pub fn remote(context: &Context, command: &RemoteCommand) -> Result<()> {
+    match command {
+        RemoteCommand::Add { name, address, plain_http } => {
+            let remote = context.engine.add_remote(name, address, *plain_http)?;
+            match context.style {
+                Style::Json => output::json(&json!({"added": remote})),
+                Style::Text => output::line(format!("{name} is {}", shown(&remote.registry, &remote.prefix))),
+            }
+        }
+        RemoteCommand::Rm { name } => {
+            context.engine.remove_remote(name)?;
+            match context.style {
+                Style::Json => output::json(&json!({"removed": name})),
+                Style::Text => output::line(format!("{name} is forgotten; what is in the registry stays")),
+            }
+        }
+        RemoteCommand::Ls => {
+            let remotes = context.engine.remotes()?;
+            if context.style == Style::Json {
+                output::json(&json!(remotes));
+                return Ok(());
+            }
+            let mut rows = vec![["NAME", "REGISTRY", "TLS"].map(str::to_owned).to_vec()];
+            for remote in remotes {
+                let tls = if remote.plain_http { "no" } else { "yes" };
+                rows.push(vec![remote.name, shown(&remote.registry, &remote.prefix), tls.to_owned()]);
+            }
+            output::text(&table::render(&rows));
+        }
+    }
+    Ok(())
+}
+
+fn shown(registry: &str, prefix: &str) -> String {
+    if prefix.is_empty() { registry.to_owned() } else { format!("{registry}/{prefix}") }
+}

@@ -1,0 +1,121 @@
+//! What a push will leave in the registry: ours, and what only they have and the container may keep.
+
+use super::link::Found;
+use super::load::Load;
+use crate::engine::{Engine, random};
+use crate::failure::{Code, Failure, Result};
+use perennial_core::container::Container;
+use perennial_core::generations::Generation;
+use perennial_core::id::{ContainerName, LayerId, Seq};
+use perennial_core::layers::LayerRecord;
+use perennial_core::travel::history::{Mark, marks};
+use perennial_core::travel::merge::{Newer, adopt, queues};
+use perennial_core::travel::place::CONTAINER_TAG;
+use perennial_core::travel::{Contents, ImageAt, PAST_MAX, PackAt, Parcel};
+use perennial_registry::repository::Repository;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is there.
+pub(super) struct Theirs {
+    pub(super) container: Container,
+    pub(super) past: Vec<Mark>,
+    layers: Vec<LayerRecord>,
+    images: Vec<ImageAt>,
+}
+
+impl Theirs {
+    /// Takes a container's parcel apart.
+    pub(super) fn of(repository: &Repository, found: &Found) -> Result<Self> {
+        match &found.parcel.contents {
+            Contents::Container { container, past, images } => Ok(Self {
+                container: (**container).clone(),
+                past: past.clone(),
+                layers: found.parcel.layers.clone(),
+                images: images.clone(),
+            }),
+            Contents::Image { .. } => {
+                let message = format!("what {} has as {CONTAINER_TAG} is an image, not a container", repository.name());
+                Err(Failure::new(Code::Damaged, message)
+                    .hint("somebody else has written there; push under another name"))
+            }
+        }
+    }
+}
+
+/// What will be there, but for the packs.
+pub(super) struct Draft {
+    pub(super) container: Container,
+    pub(super) layers: Vec<LayerRecord>,
+    pub(super) past: Vec<Mark>,
+    pub(super) images: Vec<ImageAt>,
+    pub(super) new: Vec<Seq>,
+    /// Whether generations are in it that are only there.
+    pub(super) has_theirs: bool,
+}
+
+impl Draft {
+    /// Returns whether that is there already, in all that matters to whoever pulls it.
+    pub(super) fn is_same(&self, there: &Parcel) -> bool {
+        let Contents::Container { container, .. } = &there.contents else { return false };
+        let seen = |container: &Container| {
+            let generations = container.queue.iter().flat_map(|queue| &queue.generations);
+            let list: Vec<Generation> =
+                generations.map(|generation| Generation { layers: Vec::new(), ..generation.clone() }).collect();
+            (
+                list,
+                container.queue.as_ref().and_then(|queue| queue.current),
+                container.spec.clone(),
+                container.image.clone(),
+            )
+        };
+        self.new.is_empty() && seen(container) == seen(&self.container) && container.policy == self.container.policy
+    }
+}
+
+impl Engine {
+    /// Puts together what will be there.
+    pub(super) fn draft(&self, load: &Load, theirs: Option<Theirs>, ours: &[Mark], name: &ContainerName) -> Draft {
+        let mut container = Container { name: name.clone(), ..load.container.clone() };
+        // Layers of images are in the parcels of the images.
+        let mut layers = load.own();
+        let mut all: BTreeMap<Seq, Mark> = ours.iter().map(|mark| (mark.seq, *mark)).collect();
+        let (mut images, mut known, mut has_theirs) = (Vec::new(), BTreeSet::new(), false);
+        if let Some(theirs) = theirs {
+            let mut queue = theirs.container.queue.unwrap_or_default();
+            all.extend(marks(&theirs.past, Some(&queue)).into_iter().map(|mark| (mark.seq, mark)));
+            known = queue.generations.iter().map(|generation| generation.seq).collect();
+            let mut fresh = || LayerId::from_random(random().unwrap_or_default());
+            let adopted = adopt(&layers, &theirs.layers, &mut fresh);
+            for generation in &mut queue.generations {
+                generation.layers = adopted.stack(&generation.layers);
+            }
+            let own = container.queue.take().unwrap_or_default();
+            let merged = queues(&own, &queue, Newer::Ours, container.policy.keep);
+            let needed = merged.layers();
+            let added = adopted.new.into_iter().map(|(layer, _)| layer);
+            layers.extend(added.filter(|layer| needed.contains(&layer.id)));
+            has_theirs = merged.generations.iter().any(|generation| own.get(generation.seq).is_none());
+            images = theirs.images;
+            images.retain(|at| merged.generations.iter().any(|generation| generation.image == at.image));
+            container.queue = if merged.generations.is_empty() { None } else { Some(merged) };
+        }
+        let generations = container.queue.iter().flat_map(|queue| &queue.generations);
+        let kept: BTreeSet<Seq> = generations.map(|generation| generation.seq).collect();
+        let past: Vec<Mark> = all.into_values().filter(|mark| !kept.contains(&mark.seq)).collect();
+        let past = past.get(past.len().saturating_sub(PAST_MAX)..).unwrap_or_default().to_vec();
+        let new = kept.into_iter().filter(|seq| !known.contains(seq)).collect();
+        Draft { container, layers, past, images, new, has_theirs }
+    }
+}
+
+/// Packs that only their generations need stay, too.
+pub(super) fn keep_theirs(mut packs: Vec<PackAt>, found: Option<&Found>, has_theirs: bool) -> Vec<PackAt> {
+    if has_theirs && let Some(found) = found {
+        for pack in &found.parcel.packs {
+            if !packs.iter().any(|known| known.id == pack.id) {
+                packs.push(pack.clone());
+            }
+        }
+    }
+    packs
+}

@@ -1,0 +1,109 @@
+//! Containers to registries and back.
+//!
+//! - [`remotes`]: places to send to. [`push`]: there; [`pull`]: back.
+//! - [`publish`]: images as any engine can pull them. [`sender`]: what is sent by itself.
+//! - `link`: an open repository with what is known of its packs; `contents`: contents on their way out.
+//!
+//! What is on its way lies in `<root>/travel/`: whoever is cut off goes on there. It may be removed at any time.
+
+mod contents;
+mod draft;
+mod image;
+mod land;
+mod link;
+mod load;
+pub mod publish;
+pub mod pull;
+pub mod push;
+pub mod remotes;
+mod send;
+pub mod sender;
+
+use crate::cli::args::LoginArgs;
+use crate::engine::Engine;
+use crate::failure::{Code, Failure, Result};
+use perennial_core::id::{ContainerName, Seq};
+use perennial_registry::credentials::{self, Credentials, CredentialsError, Login};
+use perennial_registry::repository::Traffic;
+use perennial_store::layer;
+use perennial_store::root::Wait;
+
+/// What is to travel, and where.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The container.
+    pub name: ContainerName,
+    /// The newest generation that goes; the newest of all where there is none.
+    pub until: Option<Seq>,
+    /// Its name at the other end, where that is another one.
+    pub other_name: Option<ContainerName>,
+    /// The remote's name; the only one there is where none is given.
+    pub remote: Option<String>,
+    /// The login.
+    pub credentials: Credentials,
+    /// Failures in a row after which a request is given up.
+    pub tries_max: u32,
+}
+
+/// Tries where somebody waits.
+pub const TRIES_ASKED: u32 = 6;
+
+impl Order {
+    /// Makes the order of a command.
+    pub fn new(name: ContainerName, remote: Option<String>, login: &LoginArgs) -> Result<Self> {
+        let credentials = login_of(login)?;
+        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max: TRIES_ASKED })
+    }
+}
+
+/// Returns the login that was typed, or where it is looked for.
+///
+/// # Errors
+/// Where it is not of the form USER:PASSWORD.
+pub fn login_of(login: &LoginArgs) -> Result<Credentials> {
+    Ok(match &login.creds {
+        Some(text) => Credentials::Login(
+            text.parse::<Login>().map_err(|error: CredentialsError| Failure::new(Code::Usage, error))?,
+        ),
+        None => stored_login(),
+    })
+}
+
+/// Returns where other container tools keep logins.
+pub fn stored_login() -> Credentials {
+    Credentials::Files(credentials::files(&|name| std::env::var_os(name)))
+}
+
+impl Engine {
+    /// Frees what was on its way and nobody is at: what a transfer that was cut off has left is fetched or packed again.
+    ///
+    /// # Errors
+    /// Where it cannot be looked for.
+    pub fn free_travellers(&self) -> Result<()> {
+        let entries = match std::fs::read_dir(self.root.travel_dir()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let has_remotes = !self.remotes()?.is_empty();
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if has_remotes && name == link::INDEXES {
+                continue;
+            }
+            if let Some(lock) = self.root.lock_travel(&name, Wait::Never)? {
+                layer::discard(&self.root, &self.root.travel_dir().join(&name), &format!("travel-{name}"))?;
+                lock.remove_file();
+            }
+        }
+        self.empty_trash();
+        Ok(())
+    }
+}
+
+/// Adds up what went over several connections.
+pub fn add(sum: &mut Traffic, other: Traffic) {
+    sum.sent_bytes = sum.sent_bytes.saturating_add(other.sent_bytes);
+    sum.received_bytes = sum.received_bytes.saturating_add(other.received_bytes);
+    sum.requests = sum.requests.saturating_add(other.requests);
+}

@@ -1,0 +1,254 @@
+//! A container to a registry: what it lacks, then its record, then the tag.
+//!
+//! ```text
+//! seal ─▶ images ─▶ compare histories ─▶ packs ─▶ parcel ─▶ tag, if nobody else has changed it ─▶ remember
+//! ```
+//!
+//! Up to the tag nothing in the registry has changed for anybody; it can be cut off at any instant and goes on with
+//! what is not there yet. It holds no container's lock: a start goes on beside it.
+
+use super::draft::{Draft, Theirs, keep_theirs};
+use super::link::{Found, Link, find};
+use super::load::Load;
+use super::send::Consignment;
+use super::{Order, add};
+use crate::cli::args::ROOT_DEFAULT;
+use crate::engine::Engine;
+use crate::failure::{Code, Failure, Result};
+use perennial_core::id::{ContainerId, Digest, Seq};
+use perennial_core::travel::artifact::Artifact;
+use perennial_core::travel::history::{Mark, Relation, marks, relate};
+use perennial_core::travel::place::{CONTAINER_TAG, of_container};
+use perennial_core::travel::remote::Tracking;
+use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, Sender};
+use perennial_registry::progress::Progress;
+use perennial_registry::repository::{Access, Expected, Repository, RepositoryError, Traffic};
+use perennial_store::root::Wait;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a push did.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    /// The repository.
+    pub repository: String,
+    /// Generations that were not there, oldest first.
+    pub new: Vec<Seq>,
+    /// The newest generation that is there now.
+    pub head: Option<Seq>,
+    /// Generations that were left out, because they are damaged.
+    pub left_out: Vec<Seq>,
+    /// Whether everything was there.
+    pub is_nothing: bool,
+    /// Whether two who push at once are told apart by the registry itself.
+    pub is_guarded: bool,
+    /// What went over the network.
+    pub traffic: Traffic,
+}
+
+/// What every step of a push needs.
+pub(super) struct Sending<'a> {
+    pub(super) link: &'a Link,
+    pub(super) sender: Sender,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) traffic: Traffic,
+}
+
+impl Engine {
+    /// Sends a container, and remembers how that went.
+    ///
+    /// # Errors
+    /// Where something of it cannot be read or sent, or somebody else has sent another history; what is there then is
+    /// what was there.
+    pub fn push(&self, order: &Order, progress: &dyn Progress) -> Result<Pushed> {
+        let remote = self.remote(order.remote.as_deref())?;
+        let id = self.seen(&order.name)?.value.id;
+        let lock = self.root.lock_travel(&format!("{id}-{}", remote.name), Wait::Forever)?;
+        let link = Link { remote, credentials: order.credentials.clone(), tries_max: order.tries_max };
+        let done = self.push_locked(&id, order, &link, progress);
+        let mut tracking = self.tracking(&id, &link.remote.name)?;
+        tracking.tried_at = Some(self.now());
+        match &done {
+            Ok(_) => (tracking.failures, tracking.error) = (0, None),
+            Err(failure) => {
+                tracking.failures = tracking.failures.saturating_add(1);
+                tracking.error = Some(failure.one_line());
+            }
+        }
+        self.track(&id, &link.remote.name, &tracking)?;
+        drop(lock);
+        done
+    }
+
+    fn push_locked(&self, id: &ContainerId, order: &Order, link: &Link, progress: &dyn Progress) -> Result<Pushed> {
+        let load = self.load(id, order.until)?;
+        let name = order.other_name.as_ref().unwrap_or(&order.name);
+        let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
+        let found = find(&repository, CONTAINER_TAG)?;
+        let tracking = self.tracking(id, &link.remote.name)?;
+        let ours = our_marks(&load, &tracking, order);
+        let theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
+        let past = theirs.as_ref().map(|theirs| marks(&theirs.past, theirs.container.queue.as_ref()));
+        match (relate(&ours, past.as_deref().unwrap_or_default()), &found) {
+            (Relation::Ahead | Relation::Same, _) | (_, None) => {}
+            (Relation::Behind, Some(_)) => return Ok(nothing(&repository, &load, past.unwrap_or_default())),
+            (relation @ (Relation::Diverged { .. } | Relation::Unrelated), Some(found)) => {
+                return Err(conflict(&repository, (order, &self.machine()), relation, &found.parcel.sent));
+            }
+        }
+        let sender = Sender { at: self.now(), machine: self.machine(), by: self.actor.clone() };
+        let mut sending = Sending { link, sender, progress, traffic: Traffic::default() };
+        let draft = self.draft(&load, theirs, &ours, name);
+        if let Some(found) = &found
+            && draft.is_same(&found.parcel)
+        {
+            self.remember(id, link, order, (&ours, &found.tagged.digest))?;
+            return Ok(nothing(&repository, &load, ours));
+        }
+        let (digest, new) = self.dispatch(&repository, &mut sending, &load, (draft, found))?;
+        self.remember(id, link, order, (&ours, &digest))?;
+        add(&mut sending.traffic, repository.traffic());
+        Ok(Pushed {
+            repository: repository.name(),
+            new: new
+                .into_iter()
+                .filter(|seq| load.container.queue.as_ref().is_some_and(|q| q.get(*seq).is_some()))
+                .collect(),
+            head: ours.last().map(|mark| mark.seq),
+            left_out: load.left_out,
+            is_nothing: false,
+            is_guarded: repository.has_conditional_tags(),
+            traffic: sending.traffic,
+        })
+    }
+
+    /// Sends images, packs and parcel, and has the tag lead there.
+    fn dispatch(
+        &self,
+        repository: &Repository,
+        sending: &mut Sending<'_>,
+        load: &Load,
+        (draft, found): (Draft, Option<Found>),
+    ) -> Result<(Digest, Vec<Seq>)> {
+        let mut images: BTreeMap<Digest, ImageAt> = draft.images.into_iter().map(|at| (at.image.clone(), at)).collect();
+        let mut elsewhere = Vec::new();
+        for image in &load.images {
+            let layers = load.records(image.layers.iter().cloned());
+            let (at, mut indexes) = self.send_image(sending, image, &layers)?;
+            images.insert(at.image.clone(), at);
+            elsewhere.append(&mut indexes);
+        }
+        let spool = format!("{}-{}", load.container.id, sending.link.remote.name);
+        let there = found.as_ref().map(|found| found.parcel.packs.clone()).unwrap_or_default();
+        // What only they have is in their packs, which then stay.
+        let layers = load.own();
+        let consignment =
+            Consignment { repository, spool: spool.clone(), layers: &layers, elsewhere: &elsewhere, there };
+        let packs = self.send_packs(consignment, sending.progress)?;
+        let packs = keep_theirs(packs, found.as_ref(), draft.has_theirs);
+        let contents = Contents::Container {
+            container: Box::new(draft.container),
+            past: draft.past,
+            images: images.into_values().collect(),
+        };
+        let parcel = Parcel { contents, layers: draft.layers, packs, sent: sending.sender.clone() };
+        let bytes = parcel.encode();
+        let blob = repository.send_document(&bytes)?;
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let blobs: Vec<_> = parcel.packs.iter().map(|pack| (pack.digest.clone(), pack.bytes)).collect();
+        let manifest = Artifact::new((blob, length), &blobs, annotations(&parcel)).encode();
+        let expected = found.as_ref().map_or(Expected::Nothing, |found| Expected::This(&found.tagged));
+        let digest = repository
+            .put_manifest(CONTAINER_TAG, &manifest, &expected)
+            .map_err(|error| raced(repository, &self.machine(), error))?;
+        self.clear_spool(&spool);
+        Ok((digest, draft.new))
+    }
+
+    /// Records what is there now; what was sent under another name is not asked for again.
+    fn remember(
+        &self,
+        id: &ContainerId,
+        link: &Link,
+        order: &Order,
+        (marks, manifest): (&[Mark], &Digest),
+    ) -> Result<()> {
+        if order.other_name.is_some() {
+            return Ok(());
+        }
+        let mut tracking = self.tracking(id, &link.remote.name)?;
+        let from = marks.len().saturating_sub(PAST_MAX);
+        tracking.marks = marks.get(from..).unwrap_or_default().to_vec();
+        tracking.manifest = Some(manifest.clone());
+        tracking.done_at = Some(self.now());
+        self.track(id, &link.remote.name, &tracking)
+    }
+}
+
+fn our_marks(load: &Load, tracking: &Tracking, order: &Order) -> Vec<Mark> {
+    let past: Vec<Mark> = match order.other_name {
+        // Under another name nothing was sent before.
+        Some(_) => Vec::new(),
+        None => {
+            tracking.marks.iter().copied().filter(|mark| order.until.is_none_or(|until| mark.seq <= until)).collect()
+        }
+    };
+    marks(&past, load.container.queue.as_ref())
+}
+
+fn nothing(repository: &Repository, load: &Load, there: Vec<Mark>) -> Pushed {
+    Pushed {
+        repository: repository.name(),
+        new: Vec::new(),
+        head: there.last().map(|mark| mark.seq),
+        left_out: load.left_out.clone(),
+        is_nothing: true,
+        is_guarded: repository.has_conditional_tags(),
+        traffic: repository.traffic(),
+    }
+}
+
+fn conflict(repository: &Repository, (order, machine): (&Order, &str), relation: Relation, sent: &Sender) -> Failure {
+    let name = &order.name;
+    let what = match relation {
+        Relation::Diverged { seq } => format!("generation {seq} of {name} here is not generation {seq} there"),
+        Relation::Unrelated | Relation::Same | Relation::Ahead | Relation::Behind => {
+            format!("{name} here and what is there have nothing in common")
+        }
+    };
+    let Sender { at, machine: other, by } = sent;
+    let message =
+        format!("{} was sent by {by} on {other} at {at}, and {machine} would overwrite it: {what}", repository.name(),);
+    Failure::new(Code::Conflict, message).hint(format!(
+        "nothing was changed on either side; `perennial push {name} --as NEW-NAME` sends it beside that, `perennial pull \
+         {name} NEW-NAME` fetches that beside it"
+    ))
+}
+
+fn raced(repository: &Repository, machine: &str, error: RepositoryError) -> Failure {
+    if !matches!(error, RepositoryError::Changed { .. }) {
+        return error.into();
+    }
+    let by = match find(repository, CONTAINER_TAG) {
+        Ok(Some(Found { parcel: Parcel { sent, .. }, .. })) => format!(" by {} on {}", sent.by, sent.machine),
+        Ok(None) | Err(_) => String::new(),
+    };
+    Failure::new(Code::Conflict, format!("{} was changed{by} while {machine} sent it", repository.name()))
+        .hint("push again: it compares the two histories and says whether one goes on after the other")
+}
+
+fn annotations(parcel: &Parcel) -> BTreeMap<String, String> {
+    BTreeMap::from([("org.opencontainers.image.created".to_owned(), parcel.sent.at.to_string())])
+}
+
+impl Engine {
+    /// Returns the name of this machine, with the root where that is not the usual one.
+    fn machine(&self) -> String {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        if self.root.path() == Path::new(ROOT_DEFAULT) {
+            name
+        } else {
+            format!("{name}:{}", self.root.path().display())
+        }
+    }
+}

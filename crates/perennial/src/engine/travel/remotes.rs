@@ -1,0 +1,133 @@
+//! Places in registries to send containers to, and what is known of what was sent.
+
+use crate::engine::Engine;
+use crate::failure::{Code, Failure, Result};
+use perennial_core::container::Container;
+use perennial_core::format::{self, Format};
+use perennial_core::generations::Generation;
+use perennial_core::id::ContainerId;
+use perennial_core::travel::history::Mark;
+use perennial_core::travel::place::parse_address;
+use perennial_core::travel::remote::{Remote, Tracking};
+use perennial_store::records::{RecordStore as _, Transaction, keys};
+
+/// What of a container is not at the remote it is to be sent to.
+#[derive(Debug, Clone)]
+pub struct Unsent {
+    /// The remote.
+    pub remote: String,
+    /// Generations that are not there, oldest first.
+    pub generations: Vec<Generation>,
+    /// What is known of it there.
+    pub tracking: Tracking,
+}
+
+impl Unsent {
+    /// Returns the bytes these generations added on disk.
+    pub fn bytes(&self) -> u64 {
+        self.generations.iter().fold(0, |sum, generation| sum.saturating_add(generation.bytes))
+    }
+}
+
+impl Engine {
+    /// Adds a place to send to.
+    ///
+    /// # Errors
+    /// Where name or address are not valid, or the name is taken.
+    pub fn add_remote(&self, name: &str, address: &str, plain_http: bool) -> Result<Remote> {
+        Self::parse_name(name).map_err(|failure| failure.while_doing(format!("{name:?} cannot be a remote's name")))?;
+        let (registry, prefix) = parse_address(address).map_err(|error| Failure::new(Code::Usage, error))?;
+        let plain_http = plain_http || address.starts_with("http://");
+        let remote = Remote { name: name.to_owned(), registry, prefix, plain_http, added_at: self.now() };
+        let key = keys::remote(name);
+        if self.records.get(&key)?.is_some() {
+            return Err(Failure::new(Code::Conflict, format!("there is a remote {name} already"))
+                .hint(format!("`perennial remote rm {name}` removes it; nothing in the registry changes by that")));
+        }
+        let transaction = Transaction::new().expect(&key, 0).put(&key, format::encode(Format::Remote, &remote));
+        self.records.commit(&transaction)?;
+        Ok(remote)
+    }
+
+    /// Returns all places to send to, by name.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn remotes(&self) -> Result<Vec<Remote>> {
+        Ok(self.read_all(Format::Remote, keys::REMOTES)?.into_iter().map(|doc| doc.value).collect())
+    }
+
+    /// Forgets a place; what is in the registry stays.
+    ///
+    /// # Errors
+    /// Where there is none, or a container is sent to it by itself.
+    pub fn remove_remote(&self, name: &str) -> Result<()> {
+        self.remote(Some(name))?;
+        let needing = self.containers()?.into_iter().find(|doc| doc.value.policy.push.as_deref() == Some(name));
+        if let Some(doc) = needing {
+            let container = doc.value.name;
+            return Err(Failure::new(Code::Conflict, format!("{container} is sent to {name} by itself"))
+                .hint(format!("`perennial set {container} --push none` ends that")));
+        }
+        let mut transaction = Transaction::new().delete(keys::remote(name));
+        for doc in self.containers()? {
+            transaction = transaction.delete(keys::tracking(&doc.value.id, name));
+        }
+        self.records.commit(&transaction)?;
+        Ok(())
+    }
+
+    /// Returns a place by its name, or the only one there is.
+    ///
+    /// # Errors
+    /// Where there is none, or several and none is named.
+    pub fn remote(&self, name: Option<&str>) -> Result<Remote> {
+        let mut remotes = self.remotes()?;
+        if let Some(name) = name {
+            let found = remotes.into_iter().find(|remote| remote.name == name);
+            return found.ok_or_else(|| {
+                Failure::new(Code::NotFound, format!("there is no remote {name}"))
+                    .hint("`perennial remote ls` lists them; `perennial remote add NAME HOST/PATH` adds one")
+            });
+        }
+        match (remotes.pop(), remotes.is_empty()) {
+            (Some(only), true) => Ok(only),
+            (Some(_), false) => Err(Failure::new(Code::Usage, "there are several remotes, and none is named")
+                .hint("`perennial remote ls` lists them")),
+            (None, _) => Err(Failure::new(Code::NotFound, "there is no remote")
+                .hint("`perennial remote add NAME HOST/PATH` adds one")),
+        }
+    }
+
+    /// Returns what is known of a container at a remote.
+    ///
+    /// # Errors
+    /// Where the record cannot be read.
+    pub fn tracking(&self, id: &ContainerId, remote: &str) -> Result<Tracking> {
+        let found = self.read(Format::Tracking, &keys::tracking(id, remote))?;
+        Ok(found.map_or_else(Tracking::default, |doc| doc.value))
+    }
+
+    /// Records what is known of a container at a remote.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn track(&self, id: &ContainerId, remote: &str, tracking: &Tracking) -> Result<()> {
+        let bytes = format::encode(Format::Tracking, tracking);
+        self.records.commit(&Transaction::new().put(keys::tracking(id, remote), bytes))?;
+        Ok(())
+    }
+
+    /// Returns what of a container is not where it is to be sent by itself; nothing where it is not sent by itself.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn unsent(&self, container: &Container) -> Result<Option<Unsent>> {
+        let Some(remote) = container.policy.push.clone() else { return Ok(None) };
+        let tracking = self.tracking(&container.id, &remote)?;
+        let generations = container.queue.iter().flat_map(|queue| &queue.generations);
+        let is_there = |generation: &Generation| tracking.marks.contains(&Mark::of(generation));
+        let generations: Vec<Generation> = generations.filter(|generation| !is_there(generation)).cloned().collect();
+        Ok(if generations.is_empty() { None } else { Some(Unsent { remote, generations, tracking }) })
+    }
+}

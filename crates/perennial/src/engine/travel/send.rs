@@ -1,0 +1,112 @@
+//! The contents of layers into a repository: only what it lacks, in packs, each sent once.
+//!
+//! ```text
+//! what is there (its indexes) ─▶ pack what is not ─▶ travel/<what>/*.pack ─▶ registry ─▶ parcel, tag ─▶ gone here
+//! ```
+
+use super::contents::Contents;
+use crate::engine::Engine;
+use crate::failure::{Code, Failure, Result};
+use perennial_core::layers::LayerRecord;
+use perennial_core::sealed::object::ObjectId;
+use perennial_core::sealed::pack::Index;
+use perennial_core::travel::PackAt;
+use perennial_core::travel::send::{Sending, plan};
+use perennial_registry::progress::Progress;
+use perennial_registry::repository::{Repository, Upload, sum};
+use perennial_store::cold::{Known, Outgoing, OutgoingError, OutgoingPack};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
+
+/// What is to be sent, and what is there.
+pub(super) struct Consignment<'a> {
+    /// Where to.
+    pub(super) repository: &'a Repository,
+    /// Name of the directory where packs lie until they have arrived.
+    pub(super) spool: String,
+    /// The layers whose contents are to be there.
+    pub(super) layers: &'a [LayerRecord],
+    /// What is in repositories of images.
+    pub(super) elsewhere: &'a [Index],
+    /// Packs that are there.
+    pub(super) there: Vec<PackAt>,
+}
+
+impl Engine {
+    pub(super) fn spool_dir(&self, spool: &str) -> PathBuf {
+        self.root.travel_dir().join(spool)
+    }
+
+    /// Removes what lay ready to be sent, or has arrived.
+    pub(super) fn clear_spool(&self, spool: &str) {
+        // What stays is used or removed by the next one who sends or fetches the same.
+        std::fs::remove_dir_all(self.spool_dir(spool)).ok();
+    }
+
+    /// Packs and sends what a repository lacks of layers; returns the packs that hold all of it then.
+    pub(super) fn send_packs(&self, consignment: Consignment<'_>, progress: &dyn Progress) -> Result<Vec<PackAt>> {
+        let Consignment { repository, spool, layers, elsewhere, mut there } = consignment;
+        if plan(&there, self.needed_bytes(layers)?) == Sending::Afresh {
+            there.clear();
+        }
+        let mut known = Known::default();
+        self.indexes(repository, &there)?.iter().chain(elsewhere).for_each(|index| known.add(index));
+        let packed = self.pack_outgoing(&spool, known, layers)?;
+        let known: BTreeSet<ObjectId> = there.iter().map(|pack| pack.id).collect();
+        let mut uploads = Vec::new();
+        for pack in packed.into_iter().filter(|pack| !known.contains(&pack.id)) {
+            let OutgoingPack { id, path, bytes, index_offset, content_bytes } = pack;
+            let file = File::open(&path)?;
+            let (digest, _) = sum(&file)?;
+            there.push(PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes });
+            uploads.push(Upload { digest, file, bytes, name: id.to_string() });
+        }
+        repository.send_blobs(&uploads, progress)?;
+        Ok(there)
+    }
+
+    fn needed_bytes(&self, layers: &[LayerRecord]) -> Result<u64> {
+        let mut sizes: BTreeMap<ObjectId, u64> = BTreeMap::new();
+        for layer in layers {
+            sizes.extend(layer.manifest.iter().map(|manifest| (manifest.id, manifest.bytes)));
+            self.sized_objects_of(&self.root.layer_dir(&layer.id), &mut |object, bytes| {
+                sizes.insert(object, bytes);
+            })?;
+        }
+        Ok(sizes.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)))
+    }
+
+    /// Writes packs of what is not known; those an earlier attempt has left are among them.
+    fn pack_outgoing(&self, spool: &str, known: Known, layers: &[LayerRecord]) -> Result<Vec<OutgoingPack>> {
+        let mut outgoing = Outgoing::open(&self.spool_dir(spool), known)?;
+        let mut contents = Contents::open(self)?;
+        for layer in layers {
+            let Some(manifest) = &layer.manifest else { continue };
+            if !outgoing.has(&manifest.id) {
+                let file = File::open(self.manifest_path(&layer.id))?;
+                outgoing.object(manifest.id, &file).map_err(unpackable)?;
+            }
+        }
+        // Whoever fetches reads the manifests first, and may need nothing else.
+        outgoing.end_frame()?;
+        let items = self.items(layers, &|object| outgoing.has(object))?;
+        for object in items {
+            let file = contents.object(&object)?;
+            outgoing.object(object, &file).map_err(unpackable)?;
+        }
+        Ok(outgoing.finish()?)
+    }
+}
+
+fn unpackable(error: OutgoingError) -> Failure {
+    match &error {
+        OutgoingError::Damaged { .. } => Failure::from(error)
+            .code(Code::Damaged)
+            .hint("`perennial verify --full` names the generations that are hit; nothing in the registry was changed"),
+        OutgoingError::TooLarge { .. } => Failure::from(error)
+            .code(Code::Host)
+            .hint("a file above 64 GiB cannot travel; put it into a volume, or copy it by other means"),
+        OutgoingError::Unreadable { .. } | OutgoingError::Cold(_) => Failure::from(error),
+    }
+}

@@ -1,0 +1,121 @@
+//! What breaks on the way, and what is damaged there: nothing is sent or fetched twice, and nothing damaged gets in
+//! (row B25).
+
+use crate::moving::{empty_linked, linked};
+use crate::registry::{Proxy, Registry, at_most};
+use crate::stage::Stage;
+use anyhow::{Result, ensure};
+use perennial_testkit::host::wait_until;
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A container of so many packs of 32 MiB that do not compress.
+fn heavy(address: &str) -> Result<Stage> {
+    let here = linked(address)?;
+    here.sh_ok("web", "dd if=/dev/urandom of=/a bs=1M count=40; dd if=/dev/urandom of=/b bs=1M count=40")?;
+    here.ok(&["seal", "web"])?;
+    Ok(here)
+}
+
+#[test]
+fn a_push_that_is_killed_in_the_middle_goes_on_with_what_is_not_there() -> Result<()> {
+    let registry = Registry::start()?;
+    let proxy = Proxy::before(registry.port)?;
+    let here = heavy(&proxy.address())?;
+    let mut child = here.spawn(&["push", "web"])?;
+    wait_until("a whole pack has gone", Duration::from_secs(60), || Ok(registry.bytes()? > 40_000_000))?;
+    child.kill()?;
+    child.wait()?;
+    let before = registry.bytes()?;
+    // What the proxy still has of the first is on its way meanwhile, so the second is asked what it has sent.
+    let pushed: Value = here.json(&["push", "web"])?;
+    let sent = pushed["traffic"]["sent_bytes"].as_u64().unwrap_or(u64::MAX);
+    // All in all 84 MB.
+    at_most("sent by the second push", sent, 88_000_000 - before)?;
+    let there = empty_linked(&registry.address())?;
+    there.ok(&["pull", "web"])?;
+    let sum = "sha256sum /a /b";
+    ensure!(here.sh_ok("web", sum)? == there.sh_ok("web", sum)?);
+    Ok(())
+}
+
+#[test]
+fn a_pull_that_is_killed_in_the_middle_goes_on_with_what_is_not_here() -> Result<()> {
+    let registry = Registry::start()?;
+    let proxy = Proxy::before(registry.port)?;
+    heavy(&registry.address())?.ok(&["push", "web"])?;
+    let there = empty_linked(&proxy.address())?;
+    let mut child = there.spawn(&["pull", "web"])?;
+    let has_come = || Ok(proxy.counts.down.load(Ordering::SeqCst) > 45_000_000);
+    wait_until("half of it has come", Duration::from_secs(60), has_come)?;
+    child.kill()?;
+    child.wait()?;
+    proxy.take();
+    let mut kept = 0;
+    for entry in fs::read_dir(there.root().join("travel/pull-hub-web"))? {
+        kept += entry?.metadata()?.blocks() * 512;
+    }
+    ensure!(kept > 20_000_000, "only {kept} bytes are kept");
+    there.ok(&["pull", "web"])?;
+    // Frames of 2 MiB that had not come whole, four on their way at once, come again.
+    at_most("received by the second pull", proxy.take().1, 86_000_000 - kept + 10_000_000)?;
+    there.ok(&["verify", "--full"])?;
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_breaks_now_and_then_costs_only_time() -> Result<()> {
+    let registry = Registry::start()?;
+    let proxy = Proxy::before(registry.port)?;
+    let here = heavy(&registry.address())?;
+    here.ok(&["push", "web"])?;
+    let there = empty_linked(&proxy.address())?;
+    proxy.take();
+    proxy.counts.cut_at.store(30_000_000, Ordering::SeqCst);
+    let mut child = there.spawn(&["pull", "web"])?;
+    let is_cut = || Ok(proxy.counts.down.load(Ordering::SeqCst) >= 30_000_000);
+    wait_until("it was cut", Duration::from_secs(60), is_cut)?;
+    proxy.counts.cut_at.store(0, Ordering::SeqCst);
+    ensure!(child.wait()?.success(), "it gave up");
+    at_most("received in all", proxy.take().1, 100_000_000)?;
+    there.ok(&["verify", "--full"])?;
+    Ok(())
+}
+
+#[test]
+fn what_is_damaged_in_the_registry_never_gets_in() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.sh_ok("web", "dd if=/dev/urandom of=/a bs=1M count=3")?;
+    here.ok(&["push", "web"])?;
+    let mut refused = 0;
+    for blob in registry.blobs()? {
+        let whole = fs::read(&blob)?;
+        // A byte near the beginning, in the middle, and near the end.
+        for at in [20, whole.len() / 2, whole.len() - 10] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            crate::stage::write(&blob, &damaged)?;
+            let there = empty_linked(&registry.address())?;
+            let run = there.run(&["pull", "web"])?;
+            if run.code() == 0 {
+                // It was in a stretch that is not read, or between two.
+                there.ok(&["verify", "--full"])?;
+                ensure!(here.sh_ok("web", "sha256sum /a")? == there.sh_ok("web", "sha256sum /a")?);
+            } else {
+                refused += 1;
+                crate::stage::complains(&run.err(), &[])?;
+                let listed: Value = there.json(&["ps"])?;
+                ensure!(listed.as_array().is_some_and(Vec::is_empty), "{listed}");
+                there.ok(&["doctor"])?;
+            }
+        }
+        crate::stage::write(&blob, &whole)?;
+    }
+    ensure!(refused >= 6, "only {refused} damages were seen");
+    empty_linked(&registry.address())?.ok(&["pull", "web"])?;
+    Ok(())
+}

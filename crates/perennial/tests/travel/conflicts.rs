@@ -1,0 +1,114 @@
+//! Two machines, one container: neither loses anything without being told (rows B29, I1).
+
+use crate::moving::{empty_linked, linked};
+use crate::registry::Registry;
+use crate::stage::text;
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+#[test]
+fn of_two_machines_that_push_one_container_the_second_is_told() -> Result<()> {
+    let registry = Registry::start()?;
+    let one = linked(&registry.address())?;
+    one.sh_ok("web", "echo one > /a")?;
+    one.ok(&["push", "web"])?;
+    let other = empty_linked(&registry.address())?;
+    other.ok(&["pull", "web"])?;
+    one.sh_ok("web", "echo by-one > /a")?;
+    other.sh_ok("web", "echo by-other > /a")?;
+    other.ok(&["push", "web"])?;
+    let (one_root, other_root) = (one.root().display().to_string(), other.root().display().to_string());
+    one.refused_with(&["push", "web"], 4, &["generation 2", &one_root, &other_root, "--as"])?;
+    one.refused_with(&["pull", "web"], 4, &["generation 2", &other_root, "NEW-NAME"])?;
+    // Nothing was lost, and both ways out lead on.
+    one.ok(&["push", "web", "--as", "web-one"])?;
+    one.ok(&["pull", "web", "web-other"])?;
+    ensure!(one.sh_ok("web", "cat /a")? == "by-one\n" && one.sh_ok("web-other", "cat /a")? == "by-other\n");
+    other.ok(&["pull", "web-one"])?;
+    ensure!(other.sh_ok("web-one", "cat /a")? == "by-one\n");
+    Ok(())
+}
+
+#[test]
+fn histories_that_fit_are_joined_whoever_goes_on() -> Result<()> {
+    let registry = Registry::start()?;
+    let one = linked(&registry.address())?;
+    one.sh_ok("web", "echo one > /a")?;
+    one.ok(&["push", "web"])?;
+    let other = empty_linked(&registry.address())?;
+    other.ok(&["pull", "web"])?;
+    other.sh_ok("web", "echo two > /b")?;
+    other.ok(&["push", "web"])?;
+    one.ok(&["pull", "web"])?;
+    ensure!(one.seqs("web")? == [1, 2] && one.current("web")? == Some(2));
+    ensure!(one.sh_ok("web", "cat /a /b")? == "one\ntwo\n");
+    one.ok(&["push", "web"])?;
+    other.ok(&["pull", "web"])?;
+    ensure!(other.seqs("web")? == [1, 2, 3]);
+    // A rollback travels, too: what was set aside stays.
+    other.ok(&["rollback", "web", "--to", "1"])?;
+    other.sh_ok("web", "echo four > /c")?;
+    other.ok(&["push", "web"])?;
+    one.ok(&["pull", "web"])?;
+    ensure!(one.seqs("web")? == [1, 2, 3, 4] && one.current("web")? == Some(4));
+    let quarantined = |seq| -> Result<Value> { Ok(one.generation("web", seq)?["quarantined"].clone()) };
+    ensure!(one.sh_ok("web", "ls /b 2>/dev/null; cat /a /c")? == "one\nfour\n", "{}", quarantined(2)?);
+    Ok(())
+}
+
+#[test]
+fn older_generations_survive_a_push_by_whoever_keeps_fewer() -> Result<()> {
+    let registry = Registry::start()?;
+    let one = linked(&registry.address())?;
+    for number in 1..=4 {
+        one.sh_ok("web", &format!("echo {number} > /n"))?;
+    }
+    one.ok(&["push", "web"])?;
+    let other = empty_linked(&registry.address())?;
+    other.ok(&["pull", "web", "--current"])?;
+    ensure!(other.seqs("web")? == [4], "only the generation to start from");
+    other.sh_ok("web", "echo 5 > /n")?;
+    other.ok(&["push", "web"])?;
+    let third = empty_linked(&registry.address())?;
+    third.ok(&["pull", "web"])?;
+    ensure!(third.seqs("web")? == [1, 2, 3, 4, 5]);
+    third.ok(&["rollback", "web", "--to", "2"])?;
+    ensure!(third.sh_ok("web", "cat /n")? == "2\n");
+    Ok(())
+}
+
+#[test]
+fn a_container_of_the_same_name_that_has_nothing_in_common_is_left_alone() -> Result<()> {
+    let registry = Registry::start()?;
+    let one = linked(&registry.address())?;
+    one.sh_ok("web", "echo one > /a")?;
+    one.ok(&["push", "web"])?;
+    let other = linked(&registry.address())?;
+    other.sh_ok("web", "echo other > /a")?;
+    other.refused_with(&["push", "web"], 4, &["nothing in common"])?;
+    other.refused_with(&["pull", "web"], 4, &["nothing in common"])?;
+    ensure!(other.sh_ok("web", "cat /a")? == "other\n");
+    let pulled: Value = empty_linked(&registry.address())?.json(&["pull", "web"])?;
+    ensure!(pulled["new"] == json!([1]), "{pulled}");
+    Ok(())
+}
+
+#[test]
+fn settings_that_reach_into_the_host_are_not_taken_unasked() -> Result<()> {
+    let registry = Registry::start()?;
+    let one = linked(&registry.address())?;
+    let volume = format!("{}:/data", one.root().display());
+    one.create_idle("web", &["--volume", &volume, "--cap-add", "CAP_SYS_ADMIN", "--env", "A=b", "--memory", "64m"])?;
+    one.ok(&["push", "web"])?;
+    let other = empty_linked(&registry.address())?;
+    let pulled: Value = other.json(&["pull", "web"])?;
+    let left_out = pulled["settings_left_out"].to_string();
+    ensure!(left_out.contains("volume ") && left_out.contains("capability CAP_SYS_ADMIN"), "{left_out}");
+    let wary: Value = other.inspect("web")?;
+    ensure!(wary["spec"]["volumes"] == json!([]) && wary["spec"]["cap_add"] == json!([]), "{wary}");
+    ensure!(wary["spec"]["env"] == json!(["A=b"]) && wary["spec"]["limits"]["memory_bytes"] == 67_108_864, "{wary}");
+    other.ok(&["pull", "web", "trusting", "--trust-settings"])?;
+    let trusting: Value = other.inspect("trusting")?;
+    ensure!(text(&trusting, "/spec/volumes/0/target")? == "/data", "{trusting}");
+    Ok(())
+}

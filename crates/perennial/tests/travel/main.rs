@@ -1,0 +1,18 @@
+//! Containers to a registry and back: rows B7, B8, B15, B25, B29, B31, X3 with Debian's registry, which knows nothing
+//! of ours.
+//!
+//! - [`unattended`]: what is sent by itself.
+//! - [`registry`]: the registry, and a proxy that counts and cuts.
+//! - [`broken`]: what breaks or is damaged on the way.
+//! - [`conflicts`]: two machines, one container.
+//! - [`guide`]: the guide's page, on two machines.
+//! - [`moving`]: what arrives is what was sent, and only what is lacking goes.
+
+mod broken;
+mod conflicts;
+mod guide;
+mod moving;
+mod registry;
+#[path = "../stage/mod.rs"]
+mod stage;
+mod unattended;
