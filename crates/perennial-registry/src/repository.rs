@@ -31,7 +31,7 @@ const PARALLEL: usize = 4;
 /// Longest body of an answer that is no content, in bytes: an error's text.
 const ERROR_BYTES_MAX: usize = 4096;
 /// What a registry says that compares a tag before it changes it.
-const CONDITIONAL_TAGS: &str = "perennial-conditional-tags";
+pub(crate) const CONDITIONAL_TAGS: &str = "perennial-conditional-tags";
 
 /// What is to be done in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

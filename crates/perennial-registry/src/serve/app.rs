@@ -144,6 +144,8 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Reply {
         }
     };
     let reply = reply::with_own(reply, "docker-distribution-api-version", "registry/2.0");
+    // Tells clients that `If-Match` and `If-None-Match` hold for tags: no push passes another unseen.
+    let reply = reply::with_own(reply, crate::repository::CONDITIONAL_TAGS, "1");
     app.metrics.answered(&method, reply.status().as_u16(), started.elapsed());
     let fields = vec![
         ("method", json!(method.as_str())),

@@ -8,7 +8,13 @@ use serde_json::{Value, json};
 
 #[test]
 fn of_two_machines_that_push_one_container_the_second_is_told() -> Result<()> {
-    let registry = Registry::start()?;
+    for registry in [Registry::start()?, Registry::start_ours()?] {
+        one_container_by_two(&registry)?;
+    }
+    Ok(())
+}
+
+fn one_container_by_two(registry: &Registry) -> Result<()> {
     let one = linked(&registry.address())?;
     one.sh_ok("web", "echo one > /a")?;
     one.ok(&["push", "web"])?;
@@ -31,7 +37,13 @@ fn of_two_machines_that_push_one_container_the_second_is_told() -> Result<()> {
 
 #[test]
 fn histories_that_fit_are_joined_whoever_goes_on() -> Result<()> {
-    let registry = Registry::start()?;
+    for registry in [Registry::start()?, Registry::start_ours()?] {
+        histories_joined(&registry)?;
+    }
+    Ok(())
+}
+
+fn histories_joined(registry: &Registry) -> Result<()> {
     let one = linked(&registry.address())?;
     one.sh_ok("web", "echo one > /a")?;
     one.ok(&["push", "web"])?;

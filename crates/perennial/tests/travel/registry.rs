@@ -1,4 +1,4 @@
-//! A registry of Debian's package, and a proxy before it that counts, cuts and refuses.
+//! A registry of Debian's package, one of ours, and a proxy before it that counts, cuts and refuses.
 
 use anyhow::{Result, ensure};
 use perennial_testkit::host::wait_until;
@@ -21,6 +21,14 @@ pub(crate) struct Registry {
     pub(crate) port: u16,
     dir: TempDir,
     namespace: Option<String>,
+    make: Make,
+}
+
+/// Whose registry it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Make {
+    Debian,
+    Ours,
 }
 
 impl Registry {
@@ -30,15 +38,27 @@ impl Registry {
 
     /// Starts one in a network namespace.
     pub(crate) fn start_in(namespace: Option<&str>) -> Result<Self> {
+        Self::start_of(Make::Debian, namespace)
+    }
+
+    /// Starts one that compares before it moves a tag.
+    pub(crate) fn start_ours() -> Result<Self> {
+        Self::start_of(Make::Ours, None)
+    }
+
+    fn start_of(make: Make, namespace: Option<&str>) -> Result<Self> {
         let dir = TempDir::with_prefix("perennial-registry-")?;
         let port = free_port()?;
-        let mut registry = Self { child: None, port, dir, namespace: namespace.map(str::to_owned) };
+        let mut registry = Self { child: None, port, dir, namespace: namespace.map(str::to_owned), make };
         registry.up()?;
         Ok(registry)
     }
 
     /// Starts it, again with what it had.
     pub(crate) fn up(&mut self) -> Result<()> {
+        if self.make == Make::Ours {
+            return self.up_ours();
+        }
         let (path, port) = (self.dir.path().display(), self.port);
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {path}/data}}}}\nhttp: {{addr: 0.0.0.0:{port}}}\n"
@@ -58,6 +78,13 @@ impl Registry {
             .stderr(Stdio::null());
         self.child = Some(command.spawn()?);
         wait_until("the registry answers", START, || self.answers())
+    }
+
+    fn up_ours(&mut self) -> Result<()> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+        command.args(["registry", "--listen", &self.address(), "--storage"]).arg(self.dir.path().join("ours"));
+        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        wait_until("our registry answers", START, || self.answers())
     }
 
     fn answers(&self) -> Result<bool> {
