@@ -78,6 +78,7 @@ fn a_push_to_a_tag_can_be_a_compare_and_swap() {
     };
     let is = |digest: &str| format!("\"{digest}\"");
     refused(&put("If-None-Match", "*", &two), 412, "DENIED");
+    assert_eq!(site.get("/v2/").header("perennial-conditional-tags"), Some("1"), "clients are told");
     refused(&put("If-Match", &is(&sha256(&two)), &two), 412, "DENIED");
     assert_eq!(site.get("/v2/a/manifests/v1").body, one);
     assert_eq!(put("If-Match", &is(&sha256(&one)), &two).status, 201);
