@@ -260,7 +260,9 @@ impl Engine {
     ) -> Result<(probe::HostProbe, probe::DirectoryProbe)> {
         let host = probe::host(super::exit::RUNTIME_DEFAULT);
         let trial = format!("probe-{}", RunId::from_random(random()?));
+        let staging = self.keep_staging()?;
         let directory = probe::directory(&self.root.staging_dir(), &trial)?;
+        drop(staging);
         let mut runtimes = vec![(super::exit::RUNTIME_DEFAULT.to_owned(), host.runtime.clone().map(drop))];
         let named: BTreeSet<&String> =
             containers.iter().filter_map(|container| container.spec.runtime.as_ref()).collect();

@@ -38,6 +38,8 @@ const NICE_BACKGROUND: i32 = 19;
 /// How often, and at what distance, a command tries to seal a layer that somebody else is at.
 const TURNS_MAX: u32 = 600;
 const TURN_PAUSE: Duration = Duration::from_millis(20);
+/// How often the staging directory is asked for before a trial in it goes without: a second's worth.
+const STAGING_TURNS_MAX: u32 = 50;
 
 /// What became of a layer that was to be sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +82,26 @@ impl Engine {
     pub fn can_seal(&self) -> std::result::Result<Handing, String> {
         let layer = || Ok(sealed::probe(&self.root)?);
         let tried = random().and_then(|bytes| {
+            let _staging = self.keep_staging()?;
             let trial = self.root.staging_dir().join(format!("probe-{}", RunId::from_random(bytes)));
             probe::sealed::<Failure>(layer, &self.root.objects_dir(), &trial)
         });
         tried.map_err(|failure| failure.one_line())
+    }
+
+    /// Keeps `gc` from taking a trial in the staging directory for a leftover. Whoever has that directory for itself for
+    /// long, as packing may, takes nothing out of it: then there is nothing to wait for, and it may be this very process.
+    ///
+    /// # Errors
+    /// Where the lock cannot be looked at.
+    pub fn keep_staging(&self) -> Result<Option<Lock>> {
+        for _ in 0..STAGING_TURNS_MAX {
+            if let Some(lock) = self.root.lock_images(LockMode::Shared, Wait::Never)? {
+                return Ok(Some(lock));
+            }
+            clock::wait(TURN_PAUSE);
+        }
+        Ok(None)
     }
 
     /// Seals the next layer of a container that is due, the lowest first.

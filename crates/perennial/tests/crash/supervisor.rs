@@ -221,8 +221,9 @@ fn what_a_run_changed_is_salvaged_when_its_supervisor_is_killed() -> Result<()> 
     wait_until("the run to write", Duration::from_secs(10), || {
         Ok(std::fs::read(merged.join("state")).is_ok_and(|text| text == b"waiting\n"))
     })?;
+    // That of the run before may still be at its work in the background.
     let killed = crate::world::kill_supervisors(&world)?;
-    ensure!(killed == 1, "{killed} supervisors");
+    ensure!(killed >= 1, "no supervisor");
     world.check_at_rest()?;
     ensure!(kinds(&world)?.last() == Some(&(3, "salvage".into())), "{:?}", kinds(&world)?);
     let shown = world.perennial.ok(&["run", "c", "--", "cat", "/state"])?;
