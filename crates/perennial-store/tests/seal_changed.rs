@@ -281,6 +281,91 @@ fn a_damaged_object_does_not_cost_the_good_copy() {
     }
 }
 
+/// An object of 9 MiB that has rotted unnoticed, and what it was.
+fn rotten(fs: &LoopFs, objects: &Objects) -> (Older, Vec<u8>) {
+    let (path, content) = (fs.path().join("first"), noise(9 * MIB, 5));
+    traps::write(&path, &content);
+    let stored = objects.put(File::open(&path).unwrap().as_fd(), GO_ON).unwrap();
+    fs::remove_file(&path).unwrap();
+    let object = object_path(fs, &stored.id);
+    File::options().write(true).open(&object).unwrap().write_all_at(b"!", 4 * MIB).unwrap();
+    (Older { id: stored.id, size: stored.size }, content)
+}
+
+fn cloned(from: &Path, to: &Path) -> File {
+    let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
+    ioctl_ficlone(&file, File::open(from).unwrap()).unwrap();
+    file
+}
+
+#[test]
+fn what_was_not_read_does_not_cost_the_good_copy() {
+    for kind in ["xfs", "btrfs"] {
+        let fs = LoopFs::new(kind, 320);
+        let (older, content) = rotten(&fs, &objects(&fs));
+        let good = fs.path().join("good");
+        traps::write(&good, &content);
+        // It shares all blocks with the object: that is there.
+        let store = objects(&fs);
+        let clone = cloned(&object_path(&fs, &older.id), &fs.path().join("clone"));
+        let stored = store.put_over(clone.as_fd(), Some(&older), GO_ON).unwrap();
+        assert_eq!((stored.id, stored.how, stored.read), (older.id, How::Present, 0), "{kind}");
+        let stored = store.put(File::open(&good).unwrap().as_fd(), GO_ON).unwrap();
+        assert_eq!((stored.id, stored.how), (older.id, How::Linked), "{kind}");
+        assert_eq!(store.verify(&older.id, GO_ON).unwrap(), Verdict::Intact);
+        // It shares most blocks, and is a new object that has the rot, too.
+        store.remove(&older.id).unwrap();
+        let (older, mut content) = rotten(&fs, &store);
+        let store = objects(&fs);
+        let changed = cloned(&object_path(&fs, &older.id), &fs.path().join("changed"));
+        changed.write_all_at(b"new", 0).unwrap();
+        content[..3].copy_from_slice(b"new");
+        let stored = store.put_over(changed.as_fd(), Some(&older), GO_ON).unwrap();
+        assert_eq!((stored.id, stored.how), (ObjectId::of(&content), How::Linked), "{kind}");
+        assert!(stored.read <= 2 * GROUP, "{kind}: {}", stored.read);
+        fs::remove_file(&good).unwrap();
+        traps::write(&good, &content);
+        let again = store.put(File::open(&good).unwrap().as_fd(), GO_ON).unwrap();
+        assert_eq!((again.id, again.how), (stored.id, How::Linked), "{kind}");
+        assert_eq!(store.verify(&stored.id, GO_ON).unwrap(), Verdict::Intact);
+    }
+}
+
+#[test]
+fn what_was_not_read_mends_nothing() {
+    for kind in ["xfs", "btrfs"] {
+        let fs = LoopFs::new(kind, 320);
+        let (older, mut content) = rotten(&fs, &objects(&fs));
+        content[..3].copy_from_slice(b"new");
+        // A damaged object bears the name that the changed file seems to have, as it shares the rot of the older one.
+        let planted = object_path(&fs, &ObjectId::of(&content));
+        fs::create_dir_all(planted.parent().unwrap()).unwrap();
+        let (before, mut damaged) = (noise(9 * MIB, 6), content.clone());
+        damaged[6_000_000] ^= 1;
+        traps::write(&planted, &before);
+        let changed = cloned(&object_path(&fs, &older.id), &fs.path().join("changed"));
+        changed.write_all_at(b"new", 0).unwrap();
+        let bytes = fs::read(fs.path().join("changed")).unwrap();
+        let stored = objects(&fs).put_over(changed.as_fd(), Some(&older), GO_ON).unwrap();
+        assert_eq!((stored.id, stored.how), (ObjectId::of(&bytes), How::Linked), "{kind}: its own name");
+        assert_eq!(objects(&fs).verify(&stored.id, GO_ON).unwrap(), Verdict::Intact);
+        assert!(fs::read(&planted).unwrap() == before, "{kind}: it stays as it is");
+        // One that is good, and was read, takes the place.
+        fs::remove_file(object_path(&fs, &older.id)).unwrap();
+        let mut first = content.clone();
+        first[..3].copy_from_slice(&noise(9 * MIB, 5)[..3]);
+        traps::write(&object_path(&fs, &older.id), &first);
+        traps::write(&planted, &damaged);
+        let changed = cloned(&object_path(&fs, &older.id), &fs.path().join("good"));
+        changed.write_all_at(b"new", 0).unwrap();
+        let stored = objects(&fs).put_over(changed.as_fd(), Some(&older), GO_ON).unwrap();
+        assert_eq!((stored.id, stored.how), (ObjectId::of(&content), How::Linked), "{kind}");
+        // Its changed group; then all of it; and each time what was there.
+        assert!((27 * MIB..=27 * MIB + 2 * GROUP).contains(&stored.read), "{kind}: {}", stored.read);
+        assert_eq!(objects(&fs).verify(&stored.id, GO_ON).unwrap(), Verdict::Intact);
+    }
+}
+
 #[test]
 fn a_seal_mends_what_it_meets_damaged() {
     let fs = LoopFs::ext4();
@@ -348,11 +433,6 @@ fn alter(random: &mut TestRng, file: &mut File) {
 
 #[test]
 fn what_the_file_system_compresses_or_has_not_written_is_read() {
-    let clone = |from: &Path, to: &Path| {
-        let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
-        ioctl_ficlone(&file, File::open(from).unwrap()).unwrap();
-        file
-    };
     let text: Vec<u8> = (0..2_000_000_u32).flat_map(|number| format!("{number:07}\n").into_bytes()).collect();
     let fs = LoopFs::new("btrfs", 320);
     common::run(std::process::Command::new("mount").args(["-o", "remount,compress-force=zstd"]).arg(fs.path()));
@@ -366,7 +446,7 @@ fn what_the_file_system_compresses_or_has_not_written_is_read() {
     };
     let (older, size) = put(&File::open(fs.path().join("text")).unwrap(), None);
     assert_eq!(size, 16_000_000);
-    let changed = clone(&fs.path().join("text"), &fs.path().join("changed"));
+    let changed = cloned(&fs.path().join("text"), &fs.path().join("changed"));
     changed.write_all_at(b"!", 5_000_000).unwrap();
     let mut expected = text;
     expected[5_000_000] = b'!';
@@ -377,7 +457,7 @@ fn what_the_file_system_compresses_or_has_not_written_is_read() {
     let objects = self::objects(&fs);
     traps::sparse(&fs.path().join("sparse"), 12 * MIB, &[0]);
     let stored = objects.put(File::open(fs.path().join("sparse")).unwrap().as_fd(), GO_ON).unwrap();
-    let reserved = clone(&fs.path().join("sparse"), &fs.path().join("reserved"));
+    let reserved = cloned(&fs.path().join("sparse"), &fs.path().join("reserved"));
     rustix::fs::fallocate(&reserved, FallocateFlags::empty(), MIB, MIB).unwrap();
     let older = Older { id: stored.id, size: stored.size };
     let again = objects.put_over(reserved.as_fd(), Some(&older), GO_ON).unwrap();
@@ -398,8 +478,7 @@ fn the_name_of_a_changed_file_is_that_of_its_bytes_whatever_was_done_to_it() {
         let (mut read, mut whole) = (0, 0);
         for round in 1..60 {
             let path = fs.path().join(round.to_string());
-            let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-            ioctl_ficlone(&file, File::open(&older_path).unwrap()).unwrap();
+            let mut file = cloned(&older_path, &path);
             for _ in 0..=round % 4 {
                 alter(&mut random, &mut file);
             }
