@@ -281,6 +281,18 @@ fn a_damaged_object_does_not_cost_the_good_copy() {
     }
 }
 
+#[test]
+fn what_mends_an_object_survives_a_loss_of_power() {
+    let fs = LoopFs::new("xfs", 320);
+    let (older, content) = rotten(&fs, &objects(&fs));
+    rustix::fs::syncfs(File::open(fs.path()).unwrap()).unwrap();
+    traps::write(&fs.path().join("good"), &content);
+    let stored = objects(&fs).put(File::open(fs.path().join("good")).unwrap().as_fd(), GO_ON).unwrap();
+    assert_eq!((stored.id, stored.how), (older.id, How::Linked));
+    fs.lose_power();
+    assert_eq!(objects(&fs).verify(&older.id, GO_ON).unwrap(), Verdict::Intact);
+}
+
 /// An object of 9 MiB that has rotted unnoticed, and what it was.
 fn rotten(fs: &LoopFs, objects: &Objects) -> (Older, Vec<u8>) {
     let (path, content) = (fs.path().join("first"), noise(9 * MIB, 5));

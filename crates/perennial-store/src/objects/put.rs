@@ -116,7 +116,8 @@ impl Objects {
                 match self.look_at_present(file, named, read, stop)? {
                     Present::Whole => return Ok(Some(How::Present)),
                     Present::Wrong if !named.is_whole_read => return Ok(None),
-                    Present::Wrong => linked = self.replace(from, &path),
+                    // A loss of power must not leave less than is there.
+                    Present::Wrong => linked = fsync(from).and_then(|()| self.replace(from, &path)),
                     Present::Gone => continue,
                 }
             }
