@@ -193,6 +193,16 @@ fn a_damaged_outboard_is_not_believed() {
 }
 
 #[test]
+fn a_file_is_sealed_whatever_is_wrong_with_its_older_version() {
+    let fs = LoopFs::ext4();
+    let mut lab = SealLab::new(&fs.path());
+    let below = lab.layer(|root| traps::write(&root.join("big"), &noise(9 * MIB, 1)));
+    lab.session(|root| traps::append(&root.join("big"), b"more"));
+    traps::xattr(&lab.root.layer_tree(&below).join("big"), b"trusted.overlay.metacopy", b"");
+    assert_eq!(seal_and_check(&mut lab), 9 * MIB + 4);
+}
+
+#[test]
 fn verification_reads_what_an_outboard_vouches_for() {
     let fs = LoopFs::new("xfs", 768);
     let lab = lab(&fs);
