@@ -57,8 +57,9 @@ pub(super) fn name(
     stop: &dyn Fn() -> bool,
 ) -> Result<Named, HashError> {
     let mut reading = Reading::new(file, stop);
-    let size = reading.begin()?.size;
-    if !outboard::is_kept(size) {
+    let stat = reading.begin()?;
+    let size = stat.size;
+    if !outboard::is_kept(size, stat.allocated) {
         let hashed = hash(reading)?;
         return Ok(Named::of_all_bytes(hashed.id, size, hashed.read, None));
     }

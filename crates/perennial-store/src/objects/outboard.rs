@@ -4,7 +4,7 @@
 use super::{ObjectError, ObjectStat, Objects, TEMPORARY, id_of};
 use crate::tree::cursor::{EntryStat, read_names};
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::outboard::{SUFFIX, is_kept};
+use perennial_core::sealed::outboard::{SUFFIX, may_be_kept};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, openat, unlinkat};
 use rustix::io::Errno;
@@ -37,7 +37,7 @@ impl Objects {
     /// Says what an object takes together with its outboard.
     pub(super) fn with_outboard(&self, id: &ObjectId, stat: &EntryStat) -> Result<ObjectStat, ObjectError> {
         let mut allocated = stat.allocated;
-        if is_kept(stat.size) {
+        if may_be_kept(stat.size) {
             let name = CString::new(path_of(id)).unwrap_or_default();
             let found = EntryStat::find(self.dir.as_fd(), &name);
             let found = found.map_err(ObjectError::system("look at the outboard of", id))?;

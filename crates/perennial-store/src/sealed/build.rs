@@ -161,7 +161,9 @@ impl<'a> Builder<'a> {
         let attributes = convert(attrs, &here)?;
         let body = match (found.origin, metacopy) {
             (origin, None) => match self.body(file, &found.stat, path)? {
-                Body::ToKeep(file, _) if origin == Origin::Own && outboard::is_kept(found.stat.size) => {
+                Body::ToKeep(file, _)
+                    if origin == Origin::Own && outboard::is_kept(found.stat.size, found.stat.allocated) =>
+                {
                     let older = self.older(source, &found.name, redirect.as_deref(), path);
                     Body::ToKeep(file, older)
                 }
