@@ -12,7 +12,7 @@ use perennial_store::root::Secret;
 use perennial_store::sealed::{LayerFiles, MANIFEST};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use rustix::fd::AsFd as _;
-use rustix::fs::{FallocateFlags, ioctl_ficlone};
+use rustix::fs::{FallocateFlags, IFlags, ioctl_ficlone, ioctl_setflags};
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -259,6 +259,21 @@ fn outboards_go_with_their_objects_and_are_none() {
     assert_eq!(objects.remove_strays().unwrap(), 2);
     assert_eq!(objects.remove_strays().unwrap(), 0);
     assert_eq!(objects.verify(&small, GO_ON).unwrap(), Verdict::Intact);
+}
+
+#[test]
+fn an_outboard_that_cannot_be_removed_does_not_keep_its_object() {
+    let fs = LoopFs::ext4();
+    let objects = objects(&fs);
+    traps::write(&fs.path().join("big"), &noise(9 * MIB, 1));
+    let id = objects.put(File::open(fs.path().join("big")).unwrap().as_fd(), GO_ON).unwrap().id;
+    let outboard = object_path(&fs, &id).with_extension("outboard");
+    traps::flags(&outboard, IFlags::IMMUTABLE);
+    objects.remove(&id).unwrap();
+    assert_eq!(objects.stat(&id).unwrap(), None);
+    // It goes when it can.
+    ioctl_setflags(File::open(&outboard).unwrap(), IFlags::empty()).unwrap();
+    assert_eq!(objects.remove_strays().unwrap(), 1);
 }
 
 #[test]
