@@ -318,6 +318,21 @@ fn what_mends_an_object_survives_a_loss_of_power() {
     assert_eq!(objects(&fs).verify(&older.id, GO_ON).unwrap(), Verdict::Intact);
 }
 
+#[test]
+fn a_rest_of_an_attempt_is_not_taken_for_the_good_copy() {
+    let fs = LoopFs::ext4();
+    let (older, content) = rotten(&fs, &objects(&fs));
+    let good = fs.path().join("good");
+    traps::write(&good, &content);
+    // The attempt was on another disk, from which the root was copied.
+    let rest = object_path(&fs, &older.id).with_extension(format!("{}.new", fs::metadata(&good).unwrap().ino()));
+    traps::write(&rest, &noise(9 * MIB, 6));
+    let stored = objects(&fs).put(File::open(&good).unwrap().as_fd(), GO_ON).unwrap();
+    assert_eq!((stored.id, stored.how), (older.id, How::Linked));
+    assert_eq!(objects(&fs).verify(&older.id, GO_ON).unwrap(), Verdict::Intact);
+    assert!(!rest.exists());
+}
+
 /// An object of 9 MiB that has rotted unnoticed, and what it was.
 fn rotten(fs: &LoopFs, objects: &Objects) -> (Older, Vec<u8>) {
     let (path, content) = (fs.path().join("first"), noise(9 * MIB, 5));

@@ -7,7 +7,7 @@ use crate::tree::cursor::EntryStat;
 use crate::tree::error::{EntryPath, TreeError};
 use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, renameat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::path::Arg as _;
 use std::ffi::CString;
@@ -180,9 +180,12 @@ impl Objects {
     pub(super) fn replace(&self, file: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
         let temporary = format!("{path}.{}{TEMPORARY}", EntryStat::of_open(file)?.ino);
         match self.link(file, &temporary) {
-            // A rest of an attempt that was cut off. What has the name has the inode number.
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
+            Err(Errno::EXIST) => {
+                // A rest of an attempt that was cut off. In a root that was copied since, it is another file.
+                unlinkat(&self.dir, temporary.as_str(), AtFlags::empty())?;
+                self.link(file, &temporary)?;
+            }
+            linked => linked?,
         }
         renameat(&self.dir, temporary.as_str(), &self.dir, path)
     }
