@@ -5,6 +5,8 @@ mod common;
 
 use common::sessions::{Lab, borrowed};
 use common::{LoopFs, View, open, opened, traps};
+use perennial_core::tree::Below;
+use perennial_store::tree::below::{BelowView, Cut};
 use perennial_store::tree::{self, Data, FoldLayers, TreeError};
 use rustix::fd::AsFd as _;
 use rustix::fs::{FileType, IFlags};
@@ -34,6 +36,24 @@ fn attributes_the_mount_options_cannot_produce_are_refused_by_name() {
         assert!(attribute.starts_with(std::str::from_utf8(name).unwrap()), "{error}");
         assert_eq!(found.as_bytes(), path.as_bytes(), "{error}");
     }
+}
+
+#[test]
+fn layers_that_cannot_be_looked_at_show_nothing_else_when_asked_again() {
+    let fs = LoopFs::ext4();
+    let layers = [fs.path().join("newer"), fs.path().join("older")];
+    layers.iter().for_each(|layer| fs::create_dir_all(layer.join("dir/sub")).unwrap());
+    traps::write(&layers[1].join("dir/sub/file"), b"");
+    traps::xattr(&layers[1].join("dir"), b"trusted.overlay.redirect", b"/other");
+    let opened = opened(&layers);
+    let mut view = BelowView::new(&borrowed(&opened), Cut::Through).unwrap();
+    view.enter(c"dir", Cut::Through);
+    assert!(matches!(view.shows(c"sub"), Err(TreeError::Refused { .. })));
+    view.enter(c"sub", Cut::Through);
+    assert!(matches!(view.shows(c"file"), Err(TreeError::Refused { .. })));
+    view.leave().unwrap();
+    view.leave().unwrap();
+    assert_eq!(view.shows(c"dir").unwrap(), Below::Visible);
 }
 
 #[test]

@@ -14,6 +14,9 @@ use alloc::vec::Vec;
 pub const VERSION: u32 = 1;
 /// Contents of at most so many bytes have no outboard: they are hashed in some milliseconds.
 pub const CONTENT_BYTES_MAX_WITHOUT: u64 = 8 << 20;
+/// An outboard takes at most one part in so many of what its content takes on disk: of a content without holes it takes
+/// one in 2,048, and of one that is nearly all holes it could take more than the content.
+const PARTS_MIN: u64 = 256;
 /// What the name of an outboard ends in; the rest is the name of the object.
 pub const SUFFIX: &str = ".outboard";
 
@@ -22,6 +25,8 @@ const MAGIC: &[u8; 8] = b"PRNLOUTB";
 const FLAGS: [u8; 4] = [0; 4];
 /// Magic, version, flags, length of the content.
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8;
+/// Bytes of the value of a group.
+const VALUE_BYTES: u64 = 32;
 /// Bytes written or read at once.
 const BUFFER_BYTES: usize = 16 * 1024;
 
@@ -42,10 +47,17 @@ pub enum OutboardError<E> {
     Checksum,
 }
 
-/// Returns whether an object of so many bytes has an outboard.
+/// Returns whether an object of so many bytes may have an outboard.
 #[must_use]
-pub const fn is_kept(content_bytes: u64) -> bool {
+pub const fn may_be_kept(content_bytes: u64) -> bool {
     content_bytes > CONTENT_BYTES_MAX_WITHOUT
+}
+
+/// Returns whether an outboard is made for a content of so many bytes that takes so many on disk.
+#[must_use]
+pub const fn is_kept(content_bytes: u64, allocated_bytes: u64) -> bool {
+    let values_bytes = count(content_bytes).saturating_mul(VALUE_BYTES);
+    may_be_kept(content_bytes) && values_bytes.saturating_mul(PARTS_MIN) <= allocated_bytes
 }
 
 fn header(content_bytes: u64) -> Vec<u8> {

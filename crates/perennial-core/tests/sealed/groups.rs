@@ -4,7 +4,7 @@
 use perennial_core::sealed::extents::{Comparison, Extent, Place};
 use perennial_core::sealed::groups::{GROUP_BYTES, GroupHasher, Merge, Value, count};
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::outboard::{OutboardError, Reader, Writer, is_kept};
+use perennial_core::sealed::outboard::{OutboardError, Reader, Writer, is_kept, may_be_kept};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -69,9 +69,26 @@ fn a_value_is_taken_only_where_a_group_begins() {
 }
 
 #[test]
-fn only_big_contents_have_an_outboard() {
-    assert!(!is_kept(8 << 20));
-    assert!(is_kept((8 << 20) + 1));
+fn only_big_contents_with_few_holes_have_an_outboard() {
+    let table = [
+        // Length, bytes on disk.
+        (8 << 20, 8 << 20, false),
+        ((8 << 20) + 1, (8 << 20) + 4096, true),
+        // 512 MiB beside 128 GiB and what is less.
+        (1 << 40, 1 << 37, true),
+        (1 << 40, (1 << 37) - 1, false),
+        (1 << 40, 4096, false),
+        (1 << 40, 0, false),
+        // Compressed to an eighth.
+        (16 << 20, 2 << 20, true),
+        (16 << 20, (2 << 20) - 1, false),
+        (u64::MAX, u64::MAX, true),
+        (u64::MAX, 1 << 60, false),
+    ];
+    for (length, allocated, expected) in table {
+        assert_eq!(is_kept(length, allocated), expected, "{length} bytes, {allocated} on disk");
+        assert_eq!(may_be_kept(length), length > 8 << 20, "{length} bytes");
+    }
 }
 
 #[test]

@@ -37,8 +37,16 @@ pub(super) struct Named {
     pub(super) read: u64,
     /// Where its outboard was written, without a name yet.
     pub(super) outboard: Option<OwnedFd>,
-    /// The object with which it shares all blocks.
-    pub(super) same_as: Option<ObjectId>,
+    /// Whether all bytes were read: if not, the name is as good as the older version.
+    pub(super) is_whole_read: bool,
+    /// Whether the older version bears the name, and shares all blocks with the file.
+    pub(super) is_shared: bool,
+}
+
+impl Named {
+    pub(super) const fn of_all_bytes(id: ObjectId, size: u64, read: u64, outboard: Option<OwnedFd>) -> Self {
+        Self { id, size, read, outboard, is_whole_read: true, is_shared: false }
+    }
 }
 
 /// Names a file's content; of a big one that shares blocks with `older`, the rest is read.
@@ -49,10 +57,11 @@ pub(super) fn name(
     stop: &dyn Fn() -> bool,
 ) -> Result<Named, HashError> {
     let mut reading = Reading::new(file, stop);
-    let size = reading.begin()?.size;
-    if !outboard::is_kept(size) {
+    let stat = reading.begin()?;
+    let size = stat.size;
+    if !outboard::is_kept(size, stat.allocated) {
         let hashed = hash(reading)?;
-        return Ok(Named { id: hashed.id, size, read: hashed.read, outboard: None, same_as: None });
+        return Ok(Named::of_all_bytes(hashed.id, size, hashed.read, None));
     }
     let mut read = 0;
     if let Some(older) = older {
@@ -68,7 +77,7 @@ pub(super) fn name(
     reading.stretch(0, size, &mut |piece| whole.update(piece))?;
     reading.end(&before)?;
     let (id, outboard) = whole.finish().ok_or(HashError::Changed)?;
-    Ok(Named { id, size, read: read.saturating_add(reading.read), outboard, same_as: None })
+    Ok(Named::of_all_bytes(id, size, read.saturating_add(reading.read), outboard))
 }
 
 /// Names a file by what differs from an older version of it; `None` where that cannot be told.
@@ -106,8 +115,8 @@ fn name_over(
     reading.end(&before)?;
     let proven = matches!(values.finish(), Ok(Some(id)) if id == older.id);
     let Some((id, outboard)) = hashing.finish().filter(|_| proven) else { return Ok(None) };
-    let same_as = (is_all_same && id == older.id).then_some(id);
-    Ok(Some(Named { id, size, read: reading.read, outboard, same_as }))
+    let is_shared = is_all_same && id == older.id;
+    Ok(Some(Named { id, size, read: reading.read, outboard, is_whole_read: false, is_shared }))
 }
 
 /// A content that is hashed by groups while its outboard is written.

@@ -226,7 +226,7 @@ impl Objects {
     pub fn stat(&self, id: &ObjectId) -> Result<Option<ObjectStat>, ObjectError> {
         let name = std::ffi::CString::new(id.relative_path()).unwrap_or_default();
         match EntryStat::find(self.dir.as_fd(), &name) {
-            Ok(stat) => stat.map(|stat| self.with_outboard(id, &stat)).transpose(),
+            Ok(stat) => Ok(stat.map(|stat| self.with_outboard(id, &stat))),
             Err(errno) => Err(ObjectError::system("look at", id)(errno)),
         }
     }
@@ -274,10 +274,12 @@ impl Objects {
     /// # Errors
     /// [`ObjectError::System`].
     pub fn remove(&self, id: &ObjectId) -> Result<(), ObjectError> {
-        self.remove_outboard(id)?;
         self.whole.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         match unlinkat(&self.dir, id.relative_path(), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) | Err(Errno::NOENT) => {
+                self.remove_outboard(id);
+                Ok(())
+            }
             Err(errno) => Err(ObjectError::system("remove", id)(errno)),
         }
     }
@@ -323,7 +325,7 @@ impl Objects {
                 let Some(id) = id_of(prefix, name.name.to_bytes()) else { continue };
                 let found = EntryStat::find(dir.as_fd(), &name.name).map_err(ObjectError::system("look at", id))?;
                 if let Some(stat) = found {
-                    visit(id, self.with_outboard(&id, &stat)?)?;
+                    visit(id, self.with_outboard(&id, &stat))?;
                 }
             }
             Ok(())

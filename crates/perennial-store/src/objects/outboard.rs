@@ -4,7 +4,7 @@
 use super::{ObjectError, ObjectStat, Objects, TEMPORARY, id_of};
 use crate::tree::cursor::{EntryStat, read_names};
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::outboard::{SUFFIX, is_kept};
+use perennial_core::sealed::outboard::{SUFFIX, may_be_kept};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, openat, unlinkat};
 use rustix::io::Errno;
@@ -35,22 +35,19 @@ impl Objects {
     }
 
     /// Says what an object takes together with its outboard.
-    pub(super) fn with_outboard(&self, id: &ObjectId, stat: &EntryStat) -> Result<ObjectStat, ObjectError> {
+    pub(super) fn with_outboard(&self, id: &ObjectId, stat: &EntryStat) -> ObjectStat {
         let mut allocated = stat.allocated;
-        if is_kept(stat.size) {
+        if may_be_kept(stat.size) {
             let name = CString::new(path_of(id)).unwrap_or_default();
-            let found = EntryStat::find(self.dir.as_fd(), &name);
-            let found = found.map_err(ObjectError::system("look at the outboard of", id))?;
-            allocated = allocated.saturating_add(found.map_or(0, |outboard| outboard.allocated));
+            let outboard = EntryStat::of(self.dir.as_fd(), &name);
+            allocated = allocated.saturating_add(outboard.map_or(0, |outboard| outboard.allocated));
         }
-        Ok(ObjectStat { size: stat.size, allocated, links: stat.nlink, inode: (stat.dev, stat.ino) })
+        ObjectStat { size: stat.size, allocated, links: stat.nlink, inode: (stat.dev, stat.ino) }
     }
 
-    pub(super) fn remove_outboard(&self, id: &ObjectId) -> Result<(), ObjectError> {
-        match unlinkat(&self.dir, path_of(id), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(ObjectError::system("remove the outboard of", id)(errno)),
-        }
+    /// Removes an outboard whose object is gone; one that stays is removed as a stray.
+    pub(super) fn remove_outboard(&self, id: &ObjectId) {
+        unlinkat(&self.dir, path_of(id), AtFlags::empty()).ok();
     }
 
     /// Removes outboards without an object, and names that were to replace others: what a loss of power can leave. The

@@ -7,7 +7,7 @@ use crate::tree::cursor::EntryStat;
 use crate::tree::error::{EntryPath, TreeError};
 use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, renameat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fsync, linkat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::path::Arg as _;
 use std::ffi::CString;
@@ -72,13 +72,14 @@ impl Objects {
         older: Option<&Older>,
         stop: &dyn Fn() -> bool,
     ) -> Result<Stored, ObjectError> {
-        let Named { id, size, mut read, outboard, same_as } = changed::name(self, file, older, stop)?;
-        if let Some(same) = same_as {
-            // The same blocks: they are as good under the one name as under the other.
-            self.remember(same);
-        }
-        let how = self.place(file, (&id, size), &mut read, stop)?;
-        if let Some(outboard) = outboard.filter(|_| same_as.is_none()) {
+        let named = changed::name(self, file, older, stop)?;
+        let mut read = named.read;
+        let Some(how) = self.place(file, &named, &mut read, stop)? else {
+            let again = self.put(file, stop)?;
+            return Ok(Stored { read: read.saturating_add(again.read), ..again });
+        };
+        let Named { id, size, outboard, is_shared, .. } = named;
+        if let Some(outboard) = outboard.filter(|_| !is_shared) {
             // Without it the next version of the file is hashed whole.
             self.keep_outboard(&outboard, &id).ok();
         }
@@ -90,17 +91,20 @@ impl Objects {
     /// # Errors
     /// [`ObjectError`].
     pub fn put_as(&self, file: BorrowedFd<'_>, id: &ObjectId, size: u64) -> Result<How, ObjectError> {
-        self.place(file, (id, size), &mut 0, &|| false)
+        let placed = self.place(file, &Named::of_all_bytes(*id, size, 0, None), &mut 0, &|| false)?;
+        placed.ok_or(ObjectError::Hash(hash::HashError::Changed))
     }
 
-    /// Gives a file, or a copy of it, the name of an object, unless the object is there.
+    /// Gives a file, or a copy of it, the name of an object, unless the object is there. `None` where something else is
+    /// there and the file was not read wholly: such a file may share the damage, and mends nothing.
     fn place(
         &self,
         file: BorrowedFd<'_>,
-        (id, size): (&ObjectId, u64),
+        named: &Named,
         read: &mut u64,
         stop: &dyn Fn() -> bool,
-    ) -> Result<How, ObjectError> {
+    ) -> Result<Option<How>, ObjectError> {
+        let Named { id, size, .. } = named;
         let fail = |errno| ObjectError::system("store", id)(errno);
         let path = id.relative_path();
         let mut copy: Option<OwnedFd> = None;
@@ -109,16 +113,20 @@ impl Objects {
             let from = copy.as_ref().map_or(file, |copy| copy.as_fd());
             let mut linked = self.link(from, &path);
             if linked == Err(Errno::EXIST) {
-                match self.look_at_present(file, (id, size), read, stop)? {
-                    Present::Whole => return Ok(How::Present),
-                    Present::Wrong => linked = self.replace(from, &path),
+                match self.look_at_present(file, named, read, stop)? {
+                    Present::Whole => return Ok(Some(How::Present)),
+                    Present::Wrong if !named.is_whole_read => return Ok(None),
+                    // A loss of power must not leave less than is there.
+                    Present::Wrong => linked = fsync(from).and_then(|()| self.replace(from, &path)),
                     Present::Gone => continue,
                 }
             }
             match linked {
                 Ok(()) => {
-                    self.remember(*id);
-                    return Ok(how);
+                    if named.is_whole_read {
+                        self.remember(*id);
+                    }
+                    return Ok(Some(how));
                 }
                 Err(Errno::NOENT) => {
                     let fan_out = path.split('/').next().unwrap_or_default();
@@ -129,7 +137,7 @@ impl Objects {
                 }
                 // Too many names, another file system, or a file that takes no further name.
                 Err(Errno::MLINK | Errno::XDEV | Errno::PERM) if copy.is_none() => {
-                    copy = Some(self.copy(file, id, size)?);
+                    copy = Some(self.copy(file, id, *size)?);
                 }
                 Err(errno) => return Err(fail(errno)),
             }
@@ -138,22 +146,23 @@ impl Objects {
     }
 
     /// Looks at what bears the name of an object whose content a file has, as was found just now. That file is dropped
-    /// where this is the object, so it is read unless it is known to be whole: damage must not cost the good copy.
+    /// where this is the object, so it is read unless it is known to be whole: damage must not cost the good copy. Nor is
+    /// it read where both share all blocks, as these are as good under the one name as under the other.
     fn look_at_present(
         &self,
         file: BorrowedFd<'_>,
-        (id, size): (&ObjectId, u64),
+        Named { id, size, is_shared, .. }: &Named,
         read: &mut u64,
         stop: &dyn Fn() -> bool,
     ) -> Result<Present, ObjectError> {
         let fail = |errno| ObjectError::system("look at", id)(errno);
         let path = CString::new(id.relative_path()).unwrap_or_default();
         let Some(stat) = EntryStat::find(self.dir.as_fd(), &path).map_err(fail)? else { return Ok(Present::Gone) };
-        if stat.file_type() != FileType::RegularFile || stat.size != size {
+        if stat.file_type() != FileType::RegularFile || stat.size != *size {
             return Ok(Present::Wrong);
         }
         let own = EntryStat::of_open(file).map_err(fail)?;
-        if (own.dev, own.ino) == (stat.dev, stat.ino) || self.is_remembered(id) {
+        if *is_shared || (own.dev, own.ino) == (stat.dev, stat.ino) || self.is_remembered(id) {
             return Ok(Present::Whole);
         }
         *read = read.saturating_add(stat.size.min(stat.allocated));
@@ -171,9 +180,12 @@ impl Objects {
     pub(super) fn replace(&self, file: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
         let temporary = format!("{path}.{}{TEMPORARY}", EntryStat::of_open(file)?.ino);
         match self.link(file, &temporary) {
-            // A rest of an attempt that was cut off. What has the name has the inode number.
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
+            Err(Errno::EXIST) => {
+                // A rest of an attempt that was cut off. In a root that was copied since, it is another file.
+                unlinkat(&self.dir, temporary.as_str(), AtFlags::empty())?;
+                self.link(file, &temporary)?;
+            }
+            linked => linked?,
         }
         renameat(&self.dir, temporary.as_str(), &self.dir, path)
     }

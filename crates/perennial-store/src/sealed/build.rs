@@ -161,8 +161,10 @@ impl<'a> Builder<'a> {
         let attributes = convert(attrs, &here)?;
         let body = match (found.origin, metacopy) {
             (origin, None) => match self.body(file, &found.stat, path)? {
-                Body::ToKeep(file, _) if origin == Origin::Own && outboard::is_kept(found.stat.size) => {
-                    let older = self.older(source, &found.name, redirect.as_deref(), path)?;
+                Body::ToKeep(file, _)
+                    if origin == Origin::Own && outboard::is_kept(found.stat.size, found.stat.allocated) =>
+                {
+                    let older = self.older(source, &found.name, redirect.as_deref(), path);
                     Body::ToKeep(file, older)
                 }
                 body @ (Body::Known(_) | Body::ToKeep(..)) => body,
@@ -190,24 +192,21 @@ impl<'a> Builder<'a> {
         Ok((attributes, body))
     }
 
-    /// Finds the object that a file of the tree was before it was changed.
+    /// Finds the object that a file of the tree was before it was changed. It only saves reading, so errors are none: the
+    /// file is new, was something else before, or the layers below cannot tell.
     fn older(
         &mut self,
         source: &mut TreeSource<'_>,
         name: &CStr,
         redirect: Option<&[u8]>,
         path: &EntryPath,
-    ) -> Result<Option<Older>, SealError> {
+    ) -> Option<Older> {
         let found = source.content_below(name, redirect, &mut |dir, name, stat| {
             let file = open(dir, name, path)?;
             let id = self.io.object(Target::Open(file.as_fd()), &|| path.clone())?;
             Ok(id.map(|id| Older { id, size: stat.size }))
         });
-        match found {
-            // It is new, or was something else before.
-            Err(SealError::Reference { .. }) => Ok(None),
-            found => found,
-        }
+        found.ok().flatten()
     }
 
     /// Says what the content of a file of a layer below is.

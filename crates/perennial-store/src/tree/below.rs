@@ -123,7 +123,17 @@ impl BelowView {
                 Cut::Hidden => Vec::new(),
                 Cut::Through => {
                     let present = self.taking_part.last().map(Vec::as_slice).unwrap_or_default();
-                    enter_merged(&mut self.cursors, present, &step.name, &mut self.io)?
+                    let entered = enter_merged(&mut self.cursors, present, &step.name, &mut self.io);
+                    if entered.is_err() {
+                        // Whoever asks again gets the error again, not what another directory shows.
+                        let depth = self.taking_part.len().saturating_sub(1);
+                        for cursor in self.cursors.iter_mut().filter(|cursor| cursor.depth() > depth) {
+                            cursor
+                                .leave()
+                                .map_err(|error| error.at(EntryPath::from_bytes(step.name.to_bytes().to_vec())))?;
+                        }
+                    }
+                    entered?
                 }
             };
             self.taking_part.push(next);

@@ -58,6 +58,13 @@ impl LoopFs {
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
+
+    /// Loses power after the log of an XFS was written and before data was, and mounts what is left.
+    pub fn lose_power(&self) {
+        run(Command::new("xfs_io").args(["-x", "-c", "shutdown -f"]).arg(self.path()));
+        run(Command::new("umount").arg(self.path()));
+        run(Command::new("mount").arg("-o").arg("loop").arg(self.dir.path().join("image")).arg(self.path()));
+    }
 }
 
 impl Drop for LoopFs {
