@@ -187,6 +187,16 @@ pub fn mount_detached(plan: &OverlayPlan) -> Result<OwnedFd, MountError> {
     by_context(plan, target).map(|(mounted, _)| mounted)
 }
 
+/// Makes the union as [`mount_detached`] does, with layers handed over in that way only.
+///
+/// # Errors
+/// As [`mount_detached`].
+pub(crate) fn mount_detached_with(plan: &OverlayPlan, handing: Handing) -> Result<OwnedFd, MountError> {
+    let target = Path::new("a trial");
+    check(plan, target)?;
+    context::make(plan, target, handing).map(|(mounted, _)| mounted)
+}
+
 /// Makes the union by a context, and hands over its layers in the way this kernel takes.
 fn by_context(plan: &OverlayPlan, target: &Path) -> Result<(OwnedFd, Vec<String>), MountError> {
     match context::make(plan, target, Handing::Descriptor) {

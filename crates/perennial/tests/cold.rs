@@ -93,6 +93,29 @@ fn ensure_starts(stage: &Stage, seq: u64, mode: &str, expected: &TreeListing) ->
 }
 
 #[test]
+fn packs_stay_while_a_manifest_that_names_what_is_in_them_is_away() -> Result<()> {
+    let stage = Stage::new()?;
+    let left = ten(&stage, "web")?;
+    stage.ok(&["pack", "web", "--hot", "2"])?;
+    let before = packs(&stage)?;
+    ensure!(!before.is_empty());
+    let layers = stage.root().join("layers");
+    let manifests: Vec<PathBuf> = names(&layers)?.into_iter().map(|id| layers.join(id).join("manifest")).collect();
+    let aside = |path: &Path| path.with_file_name("manifest.aside");
+    for path in manifests.iter().filter(|path| path.exists()) {
+        fs::rename(path, aside(path))?;
+    }
+    let said = stage.run(&["gc"])?.code_is(6)?;
+    ensure!(said.err().contains("manifest is missing"), "{}", said.err());
+    assert_eq!(packs(&stage)?, before);
+    for path in manifests.iter().filter(|path| aside(path).exists()) {
+        fs::rename(aside(path), path)?;
+    }
+    let oldest = left.first().context("ten")?;
+    ensure_starts(&stage, 1, "mount", oldest)
+}
+
+#[test]
 fn older_generations_take_less_and_come_back_the_same() -> Result<()> {
     let stage = Stage::new()?;
     let left = ten(&stage, "web")?;

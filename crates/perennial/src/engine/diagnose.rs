@@ -220,7 +220,11 @@ impl Engine {
         let mut lost: usize = 0;
         for doc in self.layers()?.into_iter().filter(|doc| doc.value.cold) {
             let mut named = Vec::new();
-            self.objects_of(&self.root.layer_dir(&doc.value.id), &mut |object| named.push(object))?;
+            if self.objects_of(&self.root.layer_dir(&doc.value.id), &mut |object| named.push(object)).is_err() {
+                // What it names cannot be told, and is no reason to tell nothing else.
+                lost = lost.saturating_add(1);
+                continue;
+            }
             for object in named {
                 if !objects.exists(&object)? {
                     lost = lost.saturating_add(1);

@@ -109,7 +109,12 @@ impl Engine {
             None => self.new_receiver(request.name, (&held.image, &base_name), &outline)?,
         };
         let mut staged = Staged::new(self, &held, taken)?;
-        perennial_registry::import(request.source, &options, &mut staged, progress)?;
+        let read = perennial_registry::import(request.source, &options, &mut staged, progress)?;
+        // What was decided is about the documents that were read first.
+        if !read.layers.iter().rev().map(|layer| &layer.key.diff_id).eq(&outline.diff_ids) {
+            let message = format!("{} changed while it was read", request.source);
+            return Err(Failure::new(Code::Conflict, message).hint("nothing has changed here; try again"));
+        }
         let own = match taken {
             Taken::Layers => staged.into_own(),
             Taken::Difference => make_one(self, staged, &held)?,
@@ -138,6 +143,11 @@ impl Engine {
         if let Some(run) = doc.value.phase.run() {
             let message = format!("container {name} is {} (run {})", doc.value.phase.name(), run.id);
             return Err(Failure::new(Code::Conflict, message).hint(format!("`perennial stop {name}` ends it")));
+        }
+        // An empty queue in its place would hide that it was lost (A5).
+        if doc.value.queue.is_none() && doc.value.phase != Phase::Created {
+            let message = format!("container {name} is {} and has no queue", doc.value.phase.name());
+            return Err(Failure::new(Code::Damaged, message).hint("`perennial doctor` says what can be done"));
         }
         Ok(Some(Receiver { doc, lock: Some(lock) }))
     }

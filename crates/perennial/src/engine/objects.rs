@@ -60,7 +60,7 @@ impl Engine {
 
     /// Refuses to tell unneeded objects from needed ones where a manifest is missing or not as it was written: the
     /// objects it names would pass for unneeded.
-    fn refuse_damaged_manifest(&self, id: &LayerId, directory: &Path) -> Result<()> {
+    pub(super) fn refuse_damaged_manifest(&self, id: &LayerId, directory: &Path) -> Result<()> {
         let files = match LayerFiles::open(directory) {
             // It has just been freed.
             Err(_) if directory.symlink_metadata().is_err() => return Ok(()),

@@ -412,10 +412,15 @@ impl Engine {
 
     /// Returns the objects that any manifest on disk names. The caller holds the lock of objects exclusively, or only
     /// wants to know.
+    ///
+    /// # Errors
+    /// Where a manifest is missing, damaged or cannot be read: then nothing can be said, and nothing may go.
     pub fn named_objects(&self) -> Result<BTreeSet<ObjectId>> {
         let mut named = BTreeSet::new();
         for id in layer::list(&self.root)? {
-            self.objects_of(&self.root.layer_dir(&id), &mut |object| {
+            let directory = self.root.layer_dir(&id);
+            self.refuse_damaged_manifest(&id, &directory)?;
+            self.objects_of(&directory, &mut |object| {
                 named.insert(object);
             })?;
         }
