@@ -63,7 +63,8 @@ fn histories_joined(registry: &Registry) -> Result<()> {
     other.ok(&["push", "web"])?;
     one.ok(&["pull", "web"])?;
     ensure!(one.seqs("web")? == [1, 2, 3, 4] && one.current("web")? == Some(4));
-    let quarantined = |seq| -> Result<Value> { Ok(one.generation("web", seq)?["quarantined"].clone()) };
+    let quarantined =
+        |seq| -> Result<Value> { Ok(one.generation("web", seq)?.get("quarantined").cloned().unwrap_or_default()) };
     ensure!(one.sh_ok("web", "ls /b 2>/dev/null; cat /a /c")? == "one\nfour\n", "{}", quarantined(2)?);
     Ok(())
 }
