@@ -68,7 +68,7 @@ pub enum RemoteCommand {
     Add {
         /// Name for it
         name: String,
-        /// Registry, and path below which repositories are, as HOST[:PORT][/PATH]
+        /// Registry, and path below which repositories are, as `HOST[:PORT][/PATH]`
         address: String,
         /// Speak HTTP without TLS
         #[arg(long)]
