@@ -158,7 +158,9 @@ impl Engine {
         if is_live || has_content(&directory.join("upper")) {
             return Ok(());
         }
-        if let Ok(runtime) = self.runtime(None) {
+        if self.is_of_this_boot(run)?
+            && let Ok(runtime) = self.runtime(None)
+        {
             runtime.delete(run.as_str(), true)?;
         }
         let cgroup = Cgroup::at(&cgroup_of(run))?;

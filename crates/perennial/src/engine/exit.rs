@@ -211,7 +211,10 @@ impl Engine {
     pub fn release_run(&self, run: &RunId, runtime: Option<&str>) -> Result<()> {
         let directory = self.root.run_dir(run);
         let runtime_state = self.root.oci_dir().join(run.as_str());
+        // After a restart of the machine nothing of the run is alive, and what the runtime noted of it, which it does not
+        // sync, may be empty: it refuses to delete that.
         if runtime_state.symlink_metadata().is_ok()
+            && self.is_of_this_boot(run)?
             && let Ok(runtime) = self.runtime(runtime)
         {
             runtime.delete(run.as_str(), true)?;
@@ -258,10 +261,17 @@ impl Engine {
     /// # Errors
     /// Where it cannot be told.
     pub fn was_cut_off(&self, run: &RunId) -> Result<bool> {
-        let directory = self.root.run_dir(run);
-        let noted = std::fs::read(directory.join(BOOT)).unwrap_or_default();
-        let has_upper = directory.join("upper").symlink_metadata().is_ok();
-        Ok(has_upper && noted != clock::boot()?.as_bytes())
+        let has_upper = self.root.run_dir(run).join("upper").symlink_metadata().is_ok();
+        Ok(has_upper && !self.is_of_this_boot(run)?)
+    }
+
+    /// Returns whether a run was begun since the machine was started.
+    ///
+    /// # Errors
+    /// Where it cannot be told.
+    pub fn is_of_this_boot(&self, run: &RunId) -> Result<bool> {
+        let noted = std::fs::read(self.root.run_dir(run).join(BOOT)).unwrap_or_default();
+        Ok(noted == clock::boot()?.as_bytes())
     }
 
     /// Raises `ExitIncomplete`, with the reserve where the disk is too full even for that.

@@ -243,10 +243,15 @@ fn an_exit_that_a_power_cut_has_caught_before_its_sync_is_a_salvage() -> Result<
         let outcome = kill::disturb(Victim::Command(run), Fault::KillBeforeChanges, &point)?;
         ensure!(outcome.hit.is_some(), "the exit was not caught: {outcome:?}");
         for run in std::fs::read_dir(world.perennial.root().join("runs"))? {
-            let noted = run?.path().join("boot");
+            let run = run?;
+            let noted = run.path().join("boot");
             ensure!(noted.is_file(), "nothing says during which start of the machine the run was");
             if is_power_cut {
                 perennial_testkit::host::write(noted, "another start of the machine")?;
+                // The runtime syncs nothing.
+                let kept = world.perennial.root().join("oci").join(run.file_name());
+                std::fs::create_dir_all(&kept)?;
+                perennial_testkit::host::write(kept.join("state.json"), "")?;
             }
         }
         world.check_at_rest()?;
