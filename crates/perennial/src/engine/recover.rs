@@ -51,7 +51,10 @@ impl Engine {
     /// Ends a run that was starting or running when its supervisor died, or exiting when the machine went down. Returns
     /// whether it left something to save.
     fn end_lost_run(&self, doc: &mut Doc<Container>, run: &Run) -> Result<bool> {
-        if let Ok(runtime) = self.runtime(doc.value.spec.runtime.as_deref()) {
+        // Nothing has outlived a restart of the machine, and what the runtime noted may be cut off.
+        if self.is_of_this_boot(&run.id)?
+            && let Ok(runtime) = self.runtime(doc.value.spec.runtime.as_deref())
+        {
             runtime.delete(run.id.as_str(), true)?;
         }
         self.leave_union(run)?;
