@@ -53,7 +53,7 @@ pub(crate) async fn begin(
     match received {
         Ok(()) => finish(app, session, name, digest).await,
         Err(trouble) => {
-            // Nobody knows the name of this session, so nobody can go on with it.
+            // Its name was told to nobody, so nobody can go on with it.
             end(app, session).await?;
             Err(trouble)
         }

@@ -11,13 +11,11 @@
 
 use super::hash::{HashError, Reading, hash};
 use super::{Objects, extents};
+use crate::sealed::DiskFile;
 use perennial_core::sealed::groups::{GROUP_BYTES, GroupHasher, Value};
-use perennial_core::sealed::io::{Sink, Source};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::outboard::{self, Reader, Writer};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::fs::File;
-use std::io::{Read as _, Write as _};
 
 /// The version of a file before it was changed: an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +90,7 @@ fn name_over(
         return Ok(None);
     };
     let Some(mut comparison) = extents::compare(object.as_fd(), file) else { return Ok(None) };
-    let Ok(mut values) = Reader::new(FileBytes(values), older.size) else { return Ok(None) };
+    let Ok(mut values) = Reader::new(DiskFile(values), older.size) else { return Ok(None) };
     let before = reading.begin()?;
     let mut hashing = Hashing::new(objects, size);
     let (mut from, mut is_all_same) = (0, older.size == size);
@@ -127,7 +125,7 @@ struct Hashing {
 
 impl Hashing {
     fn new(objects: &Objects, size: u64) -> Self {
-        let sheet = objects.nameless().ok().map(|file| Writer::new(FileBytes(file.into()), size));
+        let sheet = objects.nameless().ok().map(|file| Writer::new(DiskFile(file.into()), size));
         Self { hasher: GroupHasher::default(), sheet: Sheet(sheet) }
     }
 
@@ -145,39 +143,18 @@ impl Hashing {
         let Self { hasher, mut sheet } = self;
         let id = hasher.finish(&mut |value| sheet.push(value))?;
         let written = sheet.0.and_then(|writer| writer.finish().ok());
-        Some((id, written.map(|FileBytes(file)| file.into())))
+        Some((id, written.map(|DiskFile(file)| file.into())))
     }
 }
 
 /// An outboard as it is written. Nothing depends on it: where it cannot be written, there is none, and the next version
 /// of the file is hashed whole.
-struct Sheet(Option<Writer<FileBytes>>);
+struct Sheet(Option<Writer<DiskFile>>);
 
 impl Sheet {
     fn push(&mut self, value: Value) {
         if self.0.as_mut().is_some_and(|writer| writer.push(value).is_err()) {
             self.0 = None;
-        }
-    }
-}
-
-struct FileBytes(File);
-
-impl Sink for FileBytes {
-    type Error = std::io::Error;
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.0.write_all(bytes)
-    }
-}
-
-impl Source for FileBytes {
-    type Error = std::io::Error;
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        loop {
-            match self.0.read(buffer) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                read => return read,
-            }
         }
     }
 }

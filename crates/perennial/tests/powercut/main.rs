@@ -162,7 +162,7 @@ impl Session<'_> {
                 *report.entry((step, fate)).or_default() += 1;
             }
         }
-        println!("{made} cuts of this session checked after {:?}", now() - began);
+        println!("{made} cuts checked after {:?}", now() - began);
         Ok(made)
     }
 
