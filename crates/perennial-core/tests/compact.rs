@@ -4,8 +4,8 @@
 use perennial_core::id::LayerId;
 use perennial_core::layers::DEPTH_MAX;
 use perennial_core::layers::compact::{
-    Compact, CompactReason, Demand, Freed, METADATA_BYTES_PER_ENTRY, SealedFacts, freed_by_eviction, pairs_together,
-    plan_compact, replace,
+    Compact, CompactReason, Demand, Freed, METADATA_BYTES_PER_ENTRY, SealedFacts, freed_by_eviction, is_pending,
+    pairs_together, plan_compact, replace,
 };
 use perennial_core::sealed::object::ObjectId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +79,36 @@ fn layers_are_merged_where_one_of_the_rules_says_so() {
         let borrowed: Vec<&[LayerId]> = stacks.iter().map(Vec::as_slice).collect();
         let expected = expected.map(|(of, reason)| Compact { of: stack(of), reason });
         assert_eq!(plan_compact(&borrowed, &facts(sealed), *demand, *depth_max), expected, "{stacks:?} {sealed}");
+    }
+}
+
+#[test]
+fn nothing_is_evicted_for_a_bound_while_layers_wait_to_become_one() {
+    // Stacks, layers that are sealed or will be, directories.
+    let table: &[(&[&str], &str, &str, bool)] = &[
+        (&[], "", "", false),
+        (&["a"], "a", "a", false),
+        // The generation of a was evicted, and what it hid under b is still there.
+        (&["ba"], "ba", "", true),
+        (&["ba"], "", "ba", true),
+        (&["ba"], "ba", "a", true),
+        (&["ba", "a"], "ba", "ba", false),
+        (&["dcba", "ba", "a"], "dcba", "d", true),
+        // Of two on one ground, the sealed ones can be parted and directories cannot.
+        (&["ca", "ba"], "abc", "", true),
+        (&["ca", "ba"], "", "abc", false),
+        // What cannot be sealed lies on what is, and they stay two.
+        (&["ba"], "a", "b", false),
+        (&["ba"], "b", "a", false),
+        // An image's, or one that lies on different grounds.
+        (&["cba"], "ca", "", false),
+    ];
+    for (stacks, sealable, directories, expected) in table {
+        let stacks: Vec<Vec<LayerId>> = stacks.iter().map(|names| stack(names)).collect();
+        let borrowed: Vec<&[LayerId]> = stacks.iter().map(Vec::as_slice).collect();
+        let set = |names: &str| stack(names).into_iter().collect::<BTreeSet<_>>();
+        let found = is_pending(&borrowed, &set(sealable), &set(directories));
+        assert_eq!(found, *expected, "{stacks:?} {sealable} {directories}");
     }
 }
 

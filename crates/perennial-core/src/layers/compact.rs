@@ -29,6 +29,7 @@
 //! is kept in the upper one's record. A large bottom layer is written
 //! again only after half of its size has come on top of it, or its worth in bytes been freed.
 
+use super::plan_fold;
 use crate::id::LayerId;
 use crate::sealed::object::ObjectId;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -132,6 +133,17 @@ pub fn plan_compact(
     }
     let too_deep = stacks.iter().filter(|stack| own_depth(stack, sealed) > depth_max);
     too_deep.filter_map(|stack| depth(stack, sealed)).next().map(|layers| plan(layers, CompactReason::Depth))
+}
+
+/// Returns whether layers wait to become one, and what they hide of each other to go with that: a bound on bytes that is
+/// exceeded may be kept to once they are one, so nothing is evicted for it before.
+///
+/// `sealable` has the layers that are sealed or will be, `directories` those that can be folded once nobody uses them.
+#[must_use]
+pub fn is_pending(stacks: &[&[LayerId]], sealable: &BTreeSet<LayerId>, directories: &BTreeSet<LayerId>) -> bool {
+    let facts = sealable.iter().map(|layer| (layer.clone(), SealedFacts::default())).collect();
+    let others = stacks.iter().flat_map(|stack| stack.iter()).filter(|layer| !directories.contains(layer)).cloned();
+    unshown(stacks, &facts).is_some() || plan_fold(stacks, &others.collect(), &BTreeSet::new()).is_some()
 }
 
 /// Returns a stack in which `by` stands for the adjacent layers `of`; `None` where it does not have them all.

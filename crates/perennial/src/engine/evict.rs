@@ -6,14 +6,15 @@
 use super::Engine;
 use super::records::{Doc, Note};
 use super::settle::Step;
+use super::stacks::on_different_grounds;
 use super::trees::borrow_all;
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{ConditionKind, Container};
-use perennial_core::generations::{Generation, Queue};
+use perennial_core::generations::{Generation, Queue, SealPolicy};
 use perennial_core::id::{ContainerName, LayerId, Seq};
-use perennial_core::layers::compact::{Demand, plan_compact};
-use perennial_core::layers::{DEPTH_MAX, Form};
+use perennial_core::layers::compact::{Demand, is_pending, plan_compact};
+use perennial_core::layers::{DEPTH_MAX, Form, LayerKind};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::repack::pack_loss;
 use perennial_store::cold::{Cold, Packer};
@@ -202,7 +203,8 @@ impl Engine {
     pub(super) fn evict_by_bytes(&self, mut doc: Doc<Container>, bytes_before: &mut u64) -> Result<bool> {
         let Some(bound) = doc.value.policy.keep_bytes else { return Ok(false) };
         let used = self.bytes_of(&doc.value)?;
-        if used <= bound {
+        // What was evicted before, by whomever, may not have been freed yet: more would go than has to.
+        if used <= bound || self.is_merge_pending(&doc.value)? {
             return Ok(false);
         }
         let now = self.now();
@@ -220,6 +222,29 @@ impl Engine {
         let detail = format!("evicted {seq}: {used} bytes are more than keep-bytes {bound}");
         self.save(&mut doc, Some(Note { from: Some(seq), ..Note::new("evict", detail) }))?;
         Ok(true)
+    }
+
+    /// Whether layers of a container wait to be put together: until they are sealed, or nothing has them mounted.
+    fn is_merge_pending(&self, container: &Container) -> Result<bool> {
+        let own = container.queue.as_ref().map(Queue::layers).unwrap_or_default();
+        let touching = self.generations_with(&own)?;
+        let stacks: Vec<&[LayerId]> = touching.iter().map(|generation| generation.layers.as_slice()).collect();
+        let torn = on_different_grounds(&touching);
+        let (mut sealable, mut directories) = (BTreeSet::new(), BTreeSet::new());
+        for id in own.into_iter().filter(|id| !torn.contains(id)) {
+            let Some(record) = self.layer(&id)?.map(|doc| doc.value) else { continue };
+            if record.kind != LayerKind::Delta {
+                continue;
+            }
+            let is_sealed = record.form == Form::Sealed;
+            if !is_sealed {
+                directories.insert(id.clone());
+            }
+            if is_sealed || container.policy.seal == SealPolicy::Auto && record.unsealable.is_none() {
+                sealable.insert(id);
+            }
+        }
+        Ok(is_pending(&stacks, &sealable, &directories))
     }
 
     /// Bytes on disk of the distinct layers of a container's generations: contents of sealed ones once, with what their

@@ -64,7 +64,8 @@ impl Engine {
         // Whatever stood in the way of a step, what is in the trash is only space.
         let dropped = self.drop_sealed_trees();
         self.keep_container_copies();
-        let freed = self.free_left_over();
+        // A command that removed a container meanwhile left alone the layers that were being worked at here.
+        let freed = self.free_unused().and_then(|_| self.free_left_over());
         self.empty_trash();
         settled?;
         freed?;
