@@ -12,7 +12,7 @@ use perennial_core::travel::history::{Mark, Relation, marks, relate};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::{component, of_container, of_image, parse_address};
 use perennial_core::travel::remote::{Tracking, pause_s};
-use perennial_core::travel::send::{Sending, plan};
+use perennial_core::travel::send::{Sending, Standing, plan};
 use perennial_core::travel::settings::disarm;
 use perennial_core::travel::{PACKS_MAX, PackAt};
 use std::collections::BTreeMap;
@@ -185,10 +185,28 @@ fn packs_are_written_anew_when_half_of_them_is_dead_weight() {
         (60 << 20, 0, Sending::GoOn),
         (u64::MAX, u64::MAX, Sending::GoOn),
     ] {
-        assert_eq!(plan(&[pack(1, content)], needed), expected, "{content} {needed}");
+        assert_eq!(plan(&[pack(1, content)], needed, Standing::default()), expected, "{content} {needed}");
     }
-    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX / 2], gigabyte), Sending::Afresh);
-    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX / 2 - 1], gigabyte), Sending::GoOn);
+    let many = vec![pack(1, 1); PACKS_MAX / 2];
+    assert_eq!(plan(&many, gigabyte, Standing::default()), Sending::Afresh);
+    assert_eq!(plan(&many[1..], gigabyte, Standing::default()), Sending::GoOn);
+}
+
+#[test]
+fn packs_stay_where_they_have_what_nobody_here_can_write_and_are_doubted_where_they_lose_what_they_rely_on() {
+    let gigabyte = 1 << 30;
+    for (loses_base, has_theirs, is_whole, heavy, light) in [
+        (false, false, false, Sending::Afresh, Sending::GoOn),
+        (true, false, false, Sending::Afresh, Sending::Doubt),
+        (false, true, false, Sending::GoOn, Sending::GoOn),
+        (true, true, false, Sending::Doubt, Sending::Doubt),
+        (false, false, true, Sending::Afresh, Sending::Afresh),
+        (true, true, true, Sending::Afresh, Sending::Afresh),
+    ] {
+        let standing = Standing { loses_base, has_theirs, is_whole };
+        let planned = [3 * gigabyte, gigabyte].map(|content| plan(&[pack(1, content)], gigabyte, standing));
+        assert_eq!(planned, [heavy, light], "{standing:?}");
+    }
 }
 
 #[test]

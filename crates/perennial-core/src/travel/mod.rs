@@ -159,7 +159,11 @@ impl Parcel {
         Ok(parcel)
     }
 
-    fn check(&self) -> Result<(), ParcelError> {
+    /// Checks everything that can be checked without what it names.
+    ///
+    /// # Errors
+    /// [`ParcelError`].
+    pub fn check(&self) -> Result<(), ParcelError> {
         at_most("layers", self.layers.len(), LAYERS_MAX)?;
         at_most("packs", self.packs.len(), PACKS_MAX)?;
         let mut kinds = BTreeMap::new();

@@ -113,7 +113,9 @@ impl RepositoryError {
                 "check the host and port, and the network; what was transferred is kept, so trying again goes on where it \
                  was; a registry without TLS needs --plain-http",
             ),
-            Self::Missing { .. } => Some("what is there is not complete; push it again from where it is whole"),
+            Self::Missing { .. } => {
+                Some("what is there is not complete; a push from where it is whole sends what has gone")
+            }
             Self::Damaged { .. } => {
                 Some("the registry or something on the way changed it; try again or from elsewhere")
             }

@@ -29,6 +29,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<()> {
         None => None,
     };
     order.other_name = args.other_name.as_deref().map(Engine::parse_name).transpose()?;
+    order.is_whole = args.whole;
     let bar = TotalBar::new(context.style, "sending");
     let pushed = context.engine.push(&order, &bar);
     bar.clear();

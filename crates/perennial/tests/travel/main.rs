@@ -7,6 +7,7 @@
 //! - [`conflicts`]: two machines, one container.
 //! - [`guide`]: the guide's page, on two machines.
 //! - [`moving`]: what arrives is what was sent, and only what is lacking goes.
+//! - [`whole`]: what a push says is there can be fetched.
 
 mod broken;
 mod conflicts;
@@ -16,3 +17,4 @@ mod registry;
 #[path = "../stage/mod.rs"]
 mod stage;
 mod unattended;
+mod whole;

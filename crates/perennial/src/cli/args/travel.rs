@@ -21,6 +21,9 @@ pub struct PushArgs {
     /// Name it gets there
     #[arg(long = "as", value_name = "NAME")]
     pub other_name: Option<String>,
+    /// Send everything again, because something there is damaged; what is only there goes
+    #[arg(long)]
+    pub whole: bool,
     /// Login
     #[command(flatten)]
     pub login: LoginArgs,

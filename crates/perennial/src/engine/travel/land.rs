@@ -290,8 +290,8 @@ fn damaged(error: impl Into<anyhow::Error>) -> Failure {
         return failure.while_doing("cannot keep what came from the registry");
     }
     failure.code(Code::Damaged).while_doing("what came from the registry cannot be used").hint(
-        "nothing was changed here; the registry or something on the way damaged it: try again, or push again from a \
-         machine that has it whole",
+        "nothing was changed here; the registry or something on the way damaged it: try again; `perennial push \
+         --whole` on a machine that has it whole sends everything again",
     )
 }
 

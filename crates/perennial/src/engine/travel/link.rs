@@ -108,7 +108,7 @@ impl Engine {
         for (pack, bytes) in missing.iter().zip(fetched.into_inner()) {
             let index = decode(&bytes).ok_or_else(|| {
                 let message = format!("pack {} in {} has no index", pack.id, repository.name());
-                Failure::new(Code::Damaged, message).hint("nothing was changed; push again from a machine that has all")
+                Failure::new(Code::Damaged, message).hint("nothing was changed; `perennial push --whole` on a machine that has it whole sends everything again")
             })?;
             // Only so that it need not be asked for again.
             atomic::write_unsynced(directory.as_fd(), &pack.id.to_string(), &bytes).ok();

@@ -43,6 +43,8 @@ pub struct Order {
     pub credentials: Credentials,
     /// Failures in a row after which a request is given up.
     pub tries_max: u32,
+    /// Whether everything is sent again, because something there is damaged.
+    pub is_whole: bool,
 }
 
 /// Tries where somebody waits.
@@ -52,7 +54,7 @@ impl Order {
     /// Makes the order of a command.
     pub fn new(name: ContainerName, remote: Option<String>, login: &LoginArgs) -> Result<Self> {
         let credentials = login_of(login)?;
-        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max: TRIES_ASKED })
+        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max: TRIES_ASKED, is_whole: false })
     }
 }
 

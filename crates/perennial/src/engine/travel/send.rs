@@ -5,13 +5,13 @@
 //! ```
 
 use super::contents::Contents;
-use crate::engine::Engine;
+use crate::engine::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::layers::LayerRecord;
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::pack::Index;
+use perennial_core::sealed::pack::{Index, Section};
 use perennial_core::travel::PackAt;
-use perennial_core::travel::send::{Sending, plan};
+use perennial_core::travel::send::{Sending, Standing, plan};
 use perennial_registry::progress::Progress;
 use perennial_registry::repository::{Repository, Upload, sum};
 use perennial_store::cold::{Known, Outgoing, OutgoingError, OutgoingPack};
@@ -31,6 +31,8 @@ pub(super) struct Consignment<'a> {
     pub(super) elsewhere: &'a [Index],
     /// Packs that are there.
     pub(super) there: Vec<PackAt>,
+    /// What is known of them.
+    pub(super) standing: Standing,
 }
 
 impl Engine {
@@ -44,15 +46,51 @@ impl Engine {
         std::fs::remove_dir_all(self.spool_dir(spool)).ok();
     }
 
+    /// Returns the directory in a spool for packs that rely on some others. What an attempt with other ones has left is
+    /// removed: what its packs leave out is not where these go.
+    fn bound_spool(&self, spool: &str, basis: &[u8]) -> Result<String> {
+        let name = ObjectId::of(basis).to_string();
+        let entries = match std::fs::read_dir(self.spool_dir(spool)) {
+            Ok(entries) => entries.collect::<std::io::Result<Vec<_>>>()?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        for entry in entries.iter().filter(|entry| entry.file_name() != name.as_str()) {
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(format!("{spool}/{name}"))
+    }
+
     /// Packs and sends what a repository lacks of layers; returns the packs that hold all of it then.
     pub(super) fn send_packs(&self, consignment: Consignment<'_>, progress: &dyn Progress) -> Result<Vec<PackAt>> {
-        let Consignment { repository, spool, layers, elsewhere, mut there } = consignment;
-        if plan(&there, self.needed_bytes(layers)?) == Sending::Afresh {
+        let Consignment { repository, spool, layers, elsewhere, mut there, standing } = consignment;
+        let sending = plan(&there, self.needed_bytes(layers)?, standing);
+        if sending == Sending::Afresh {
             there.clear();
         }
         let mut known = Known::default();
-        self.indexes(repository, &there)?.iter().chain(elsewhere).for_each(|index| known.add(index));
-        let packed = self.pack_outgoing(&spool, known, layers)?;
+        let mut basis = format!("{}\n{sending:?}\n{}\n", repository.name(), standing.is_whole).into_bytes();
+        for index in &self.indexes(repository, &there)? {
+            match sending {
+                Sending::GoOn | Sending::Afresh => known.add(index),
+                Sending::Doubt => known.add_chunks(index),
+            }
+        }
+        there.iter().for_each(|pack| basis.extend(pack.id.as_bytes()));
+        for index in elsewhere {
+            known.add(index);
+            basis.extend(ObjectId::of(&Section::Index(index.clone()).encode()?).as_bytes());
+        }
+        let spool = self.bound_spool(&spool, &basis)?;
+        let mut outgoing = Outgoing::open(&self.spool_dir(&spool), known)?;
+        if standing.is_whole {
+            outgoing = outgoing.salted(random::<16>()?.to_vec());
+        }
+        let packed = self.pack_outgoing(outgoing, layers)?;
         let known: BTreeSet<ObjectId> = there.iter().map(|pack| pack.id).collect();
         let mut uploads = Vec::new();
         for pack in packed.into_iter().filter(|pack| !known.contains(&pack.id)) {
@@ -78,8 +116,7 @@ impl Engine {
     }
 
     /// Writes packs of what is not known; those an earlier attempt has left are among them.
-    fn pack_outgoing(&self, spool: &str, known: Known, layers: &[LayerRecord]) -> Result<Vec<OutgoingPack>> {
-        let mut outgoing = Outgoing::open(&self.spool_dir(spool), known)?;
+    fn pack_outgoing(&self, mut outgoing: Outgoing, layers: &[LayerRecord]) -> Result<Vec<OutgoingPack>> {
         let mut contents = Contents::open(self)?;
         for layer in layers {
             let Some(manifest) = &layer.manifest else { continue };

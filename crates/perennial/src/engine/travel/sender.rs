@@ -76,6 +76,7 @@ impl Engine {
                 remote: Some(unsent.remote.clone()),
                 credentials: stored_login(),
                 tries_max: 1,
+                is_whole: false,
             };
             match self.push(&order, &Silent) {
                 Ok(pushed) if pushed.is_nothing && self.unsent(&self.container(id)?.value)?.is_some() => return Ok(()),
