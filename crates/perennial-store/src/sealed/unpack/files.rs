@@ -9,12 +9,15 @@ use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::ioctl_ficlone;
 use rustix::io::{Errno, write};
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Files that wait for a worker: enough that none of them waits, and few descriptors.
-const QUEUE_MAX: usize = 64;
+/// Files given to a worker at once, so that threads do not wake each other for each one, and batches that wait for one:
+/// enough that none of them waits, and few descriptors.
+const BATCH: usize = 32;
+const QUEUE_MAX: usize = 6;
 
 /// A new, empty file.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ struct Shared {
     error: Mutex<Option<TreeError>>,
     bytes: AtomicU64,
     no_reflink: AtomicBool,
-    /// Jobs that are not done.
+    /// Batches that are not done.
     open: AtomicUsize,
     lock: Mutex<()>,
     idle: Condvar,
@@ -45,7 +48,8 @@ struct Shared {
 /// Workers and their queue.
 #[derive(Debug)]
 pub(super) struct Pool<'a> {
-    queue: SyncSender<Job>,
+    queue: SyncSender<Vec<Job>>,
+    batch: RefCell<Vec<Job>>,
     shared: &'a Shared,
 }
 
@@ -57,13 +61,13 @@ impl Pool<'_> {
         work: impl FnOnce(&Pool<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let shared = Shared::default();
-        let (queue, jobs) = sync_channel(QUEUE_MAX);
-        let jobs = Mutex::new(jobs);
+        let (queue, batches) = sync_channel(QUEUE_MAX);
+        let batches = Mutex::new(batches);
         std::thread::scope(|scope| {
             for _ in 0..workers.max(1) {
-                scope.spawn(|| Worker { objects, shared: &shared, io: AttrIo::default() }.run(&jobs));
+                scope.spawn(|| Worker { objects, shared: &shared, io: AttrIo::default() }.run(&batches));
             }
-            let pool = Pool { queue, shared: &shared };
+            let pool = Pool { queue, batch: RefCell::default(), shared: &shared };
             let done = work(&pool);
             if done.is_err() {
                 shared.failed.store(true, Ordering::Relaxed);
@@ -75,9 +79,15 @@ impl Pool<'_> {
 
     /// Gives a file to the workers; waits where they have enough to do.
     pub(super) fn add(&self, job: Job) -> Result<(), TreeError> {
-        let path = job.path.clone();
+        let mut batch = self.batch.borrow_mut();
+        batch.push(job);
+        if batch.len() < BATCH { Ok(()) } else { self.send(&mut batch) }
+    }
+
+    fn send(&self, batch: &mut Vec<Job>) -> Result<(), TreeError> {
+        let Some(path) = batch.first().map(|job| job.path.clone()) else { return Ok(()) };
         self.shared.open.fetch_add(1, Ordering::Relaxed);
-        if self.queue.send(job).is_err() {
+        if self.queue.send(std::mem::take(batch)).is_err() {
             return Err(TreeError::system("copy", path, Errno::CANCELED));
         }
         self.failure()
@@ -85,6 +95,7 @@ impl Pool<'_> {
 
     /// Waits until all files are complete.
     pub(super) fn wait(&self) -> Result<(), TreeError> {
+        self.send(&mut self.batch.borrow_mut())?;
         let mut guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while self.shared.open.load(Ordering::Acquire) > 0 {
             guard = self.shared.idle.wait(guard).unwrap_or_else(PoisonError::into_inner);
@@ -119,17 +130,19 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn run(mut self, jobs: &Mutex<Receiver<Job>>) {
+    fn run(mut self, batches: &Mutex<Receiver<Vec<Job>>>) {
         loop {
-            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = next else { return };
-            if !self.shared.failed.load(Ordering::Relaxed)
-                && let Err(error) = self.fill(job)
-            {
-                let mut first = self.shared.error.lock().unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert(error);
-                drop(first);
-                self.shared.failed.store(true, Ordering::Release);
+            let next = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(batch) = next else { return };
+            for job in batch {
+                if !self.shared.failed.load(Ordering::Relaxed)
+                    && let Err(error) = self.fill(job)
+                {
+                    let mut first = self.shared.error.lock().unwrap_or_else(PoisonError::into_inner);
+                    first.get_or_insert(error);
+                    drop(first);
+                    self.shared.failed.store(true, Ordering::Release);
+                }
             }
             if self.shared.open.fetch_sub(1, Ordering::AcqRel) == 1 {
                 let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
