@@ -126,6 +126,12 @@ impl AttrIo {
         Self { reading, list, value, proc_path: Vec::new() }
     }
 
+    /// Returns what its entries are of.
+    #[must_use]
+    pub const fn reading(&self) -> Reading {
+        self.reading
+    }
+
     /// Lists the names of the extended attributes.
     ///
     /// # Errors
