@@ -328,6 +328,27 @@ fn another_key_is_let_in_without_sending_everything_again_and_is_left_out_only_o
 }
 
 #[test]
+fn a_key_is_exchanged_for_a_new_one_by_having_both_for_a_while() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = locked(&registry.address())?;
+    here.sh_ok("web", "echo one > /a")?;
+    here.ok(&["push", "web"])?;
+    let (old, new) = (fs::read_to_string(key(&here))?, fs::read_to_string(key(&locked(&registry.address())?))?);
+    let old_recipient = recipient(&here)?;
+    crate::stage::write(key(&here), format!("{new}{old}"))?;
+    let pushed: Value = here.json(&["push", "web"])?;
+    at_most("sent to exchange a key", pushed["traffic"]["sent_bytes"].as_u64().unwrap_or(u64::MAX), 30_000)?;
+    crate::stage::write(key(&here), &new)?;
+    here.refused_with(&["push", "web"], 4, &[&old_recipient, "--drop-recipients"])?;
+    here.ok(&["push", "web", "--drop-recipients"])?;
+    with_key(&registry.address(), &key(&here))?.ok(&["pull", "web"])?;
+    let file = here.path("old-key");
+    crate::stage::write(&file, old)?;
+    with_key(&registry.address(), &file)?.refused_unchanged(&["pull", "web"], 5, &["other keys", &old_recipient])?;
+    Ok(())
+}
+
+#[test]
 fn what_is_sent_by_itself_is_encrypted_and_a_missing_key_shows() -> Result<()> {
     const SENT: Duration = Duration::from_secs(60);
     let registry = Registry::start()?;

@@ -3,14 +3,17 @@
 //! The owner's secret key is a file as `age-keygen` writes one. Nothing here shows or copies it; without it nothing that
 //! was encrypted for it can be read, by nobody.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::check::{Finding, Severity};
+use perennial_core::id::RunId;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::travel::cipher::{Layout, PackCipher, PackKey, RECIPIENTS_MAX, Recipient};
 use perennial_core::travel::remote::{Encryption, Remote};
-use perennial_registry::encryption::{Keys, MadeKey, encrypt_pack, make_key, make_pack_key};
+use perennial_registry::encryption::{Keys, MadeKey, check_recipient, encrypt_pack, make_key, make_pack_key};
 use perennial_store::atomic;
+use rustix::fs::{RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::os::fd::AsFd as _;
@@ -70,17 +73,16 @@ impl Engine {
         if recipients.len() >= RECIPIENTS_MAX {
             return Err(Failure::new(Code::Usage, format!("a remote has at most {RECIPIENTS_MAX} keys")));
         }
-        if is_new {
-            // With one of its own first, so that a recipient that is none leaves no key behind.
-            parse(&make_key().file, &recipients, &path)?;
-            write_key(&made)?;
+        for recipient in &recipients {
+            check_recipient(recipient).map_err(|error| {
+                Failure::from(error).code(Code::Usage).hint("`age-keygen -y FILE` prints what belongs to a key")
+            })?;
         }
+        let is_new = is_new && write_key(&made)?;
         read_keys(&path, &recipients)?;
         Ok((Some(Encryption { identity, recipients }), is_new.then_some(made)))
     }
-}
 
-impl Engine {
     /// Returns what the doctor says of the keys of remotes.
     ///
     /// # Errors
@@ -107,7 +109,8 @@ impl Engine {
     }
 }
 
-fn write_key(path: &Path) -> Result<()> {
+/// Makes a key, unless somebody else has just made it: none is ever overwritten.
+fn write_key(path: &Path) -> Result<bool> {
     let unwritable = |error: io::Error| Failure::from(error).while_doing(format!("cannot write {}", path.display()));
     let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Err(unwritable(io::ErrorKind::InvalidInput.into()));
@@ -115,9 +118,20 @@ fn write_key(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(unwritable)?;
     let directory = atomic::open_directory(parent).map_err(unwritable)?;
     let MadeKey { file, .. } = make_key();
+    let temporary = format!(".{name}-{}", RunId::from_random(random()?));
     // It belongs to the caller alone (0600), as all files that are written so.
-    atomic::write(directory.as_fd(), name, file.as_bytes()).map_err(unwritable)?;
-    parent.parent().map_or(Ok(()), atomic::sync_directory).map_err(unwritable)
+    atomic::write(directory.as_fd(), &temporary, file.as_bytes()).map_err(unwritable)?;
+    let is_made = match renameat_with(&directory, &temporary, &directory, name, RenameFlags::NOREPLACE) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => {
+            std::fs::remove_file(parent.join(&temporary)).map_err(unwritable)?;
+            false
+        }
+        Err(error) => return Err(unwritable(error.into())),
+    };
+    atomic::sync_directory(parent).map_err(unwritable)?;
+    parent.parent().map_or(Ok(()), atomic::sync_directory).map_err(unwritable)?;
+    Ok(is_made)
 }
 
 fn parse(text: &str, recipients: &[Recipient], path: &Path) -> Result<Keys> {
