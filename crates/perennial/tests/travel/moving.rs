@@ -56,6 +56,10 @@ fn a_container_regrows_on_another_root_from_the_registry_alone() -> Result<()> {
     Ok(())
 }
 
+/// What a change of 1 MiB may cost on the wire: 1.12 to 1.2 MB as a rule, but how soon cuts fall in step again behind it is
+/// chance.
+const SMALL_CHANGE_BYTES_MAX: u64 = 1_300_000;
+
 #[test]
 fn a_second_push_after_a_change_of_a_megabyte_moves_little_more_than_that() -> Result<()> {
     let registry = Registry::start()?;
@@ -79,9 +83,9 @@ pub(crate) fn little_more_than_the_change(
     let pushed: Value = here.json(&["push", "web"])?;
     let (up, down) = proxy.take();
     ensure!(pushed.get("new") == Some(&serde_json::json!([2])), "{pushed}");
-    at_most("sent on the wire", up, 1_200_000)?;
+    at_most("sent on the wire", up, SMALL_CHANGE_BYTES_MAX)?;
     at_most("received on the wire", down, 20_000)?;
-    at_most("growth of the registry", registry.bytes()? - before, 1_200_000)?;
+    at_most("growth of the registry", registry.bytes()? - before, SMALL_CHANGE_BYTES_MAX)?;
     let told = pushed.pointer("/traffic/sent_bytes").and_then(Value::as_u64).unwrap_or_default();
     ensure!(told > 1_000_000 && told <= up, "{told} told, {up} counted");
     // And the way back: the other side has the first generation.
@@ -92,7 +96,7 @@ pub(crate) fn little_more_than_the_change(
     let pulled: Value = there.json(&["pull", "web"])?;
     let (up, down) = proxy.take();
     ensure!(pulled.get("new") == Some(&serde_json::json!([3])), "{pulled}");
-    at_most("received on the wire", up + down, 1_200_000)?;
+    at_most("received on the wire", up + down, SMALL_CHANGE_BYTES_MAX)?;
     let sum = "sha256sum /srv.bin | cut -c 1-64";
     ensure!(here.sh_ok("web", sum)? == there.sh_ok("web", sum)?, "the files differ");
     // Nothing to do moves nothing.
