@@ -16,7 +16,6 @@ use crate::cli::args::ROOT_DEFAULT;
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::{ContainerId, Digest, Seq};
-use perennial_core::travel::artifact::Artifact;
 use perennial_core::travel::history::{Mark, Relation, marks, relate};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
 use perennial_core::travel::remote::Tracking;
@@ -64,9 +63,9 @@ impl Engine {
         let remote = self.remote(order.remote.as_deref())?;
         let id = self.seen(&order.name)?.value.id;
         let lock = self.root.lock_travel(&format!("{id}-{}", remote.name), Wait::Forever)?;
-        let link = Link { remote, credentials: order.credentials.clone(), tries_max: order.tries_max };
-        let done = self.push_locked(&id, order, &link, progress);
-        let mut tracking = self.tracking(&id, &link.remote.name)?;
+        let name = remote.name.clone();
+        let done = Link::new(remote, order).and_then(|link| self.push_locked(&id, order, &link, progress));
+        let mut tracking = self.tracking(&id, &name)?;
         tracking.tried_at = Some(self.now());
         match &done {
             Ok(_) => (tracking.failures, tracking.error) = (0, None),
@@ -75,7 +74,7 @@ impl Engine {
                 tracking.error = Some(failure.one_line());
             }
         }
-        self.track(&id, &link.remote.name, &tracking)?;
+        self.track(&id, &name, &tracking)?;
         drop(lock);
         done
     }
@@ -84,7 +83,7 @@ impl Engine {
         let load = self.load(id, order.until)?;
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
-        let found = find(&repository, CONTAINER_TAG)?;
+        let found = find(link, &repository, CONTAINER_TAG)?;
         let tracking = self.tracking(id, &link.remote.name)?;
         let ours = our_marks(&load, &tracking, order);
         let theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
@@ -100,6 +99,7 @@ impl Engine {
         let mut sending = Sending { link, sender, progress, traffic: Traffic::default() };
         let draft = self.draft(&load, theirs, &ours, name);
         if let Some(found) = &found
+            && !link.has_other_readers(&repository, &found.parcel)?
             && draft.is_same(&found.parcel)
         {
             self.remember(id, link, order, (&ours, &found.tagged.digest))?;
@@ -134,7 +134,8 @@ impl Engine {
         let mut elsewhere = Vec::new();
         for image in &load.images {
             let layers = load.records(image.layers.iter().cloned());
-            let (at, mut indexes) = self.send_image(sending, image, &layers)?;
+            let place = images.get(&image.digest).and_then(|at| at.place);
+            let (at, mut indexes) = self.send_image(sending, (image, &layers), place)?;
             images.insert(at.image.clone(), at);
             elsewhere.append(&mut indexes);
         }
@@ -144,23 +145,21 @@ impl Engine {
         let layers = load.own();
         let consignment =
             Consignment { repository, spool: spool.clone(), layers: &layers, elsewhere: &elsewhere, there };
-        let packs = self.send_packs(consignment, sending.progress)?;
+        let packs = self.send_packs(consignment, sending)?;
         let packs = keep_theirs(packs, found.as_ref(), draft.has_theirs);
         let contents = Contents::Container {
             container: Box::new(draft.container),
             past: draft.past,
             images: images.into_values().collect(),
         };
-        let parcel = Parcel { contents, layers: draft.layers, packs, sent: sending.sender.clone() };
-        let bytes = parcel.encode();
-        let blob = repository.send_document(&bytes)?;
-        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let blobs: Vec<_> = parcel.packs.iter().map(|pack| (pack.digest.clone(), pack.bytes)).collect();
-        let manifest = Artifact::new((blob, length), &blobs, annotations(&parcel)).encode();
+        let (link, sent) = (sending.link, sending.sender.clone());
+        let parcel = Parcel { contents, layers: draft.layers, packs, sent, recipients: Vec::new() };
+        let annotations = annotations(&parcel);
+        let manifest = link.send_parcel(repository, parcel, annotations)?;
         let expected = found.as_ref().map_or(Expected::Nothing, |found| Expected::This(&found.tagged));
         let digest = repository
             .put_manifest(CONTAINER_TAG, &manifest, &expected)
-            .map_err(|error| raced(repository, &self.machine(), error))?;
+            .map_err(|error| raced(link, repository, &self.machine(), error))?;
         self.clear_spool(&spool);
         Ok((digest, draft.new))
     }
@@ -225,11 +224,11 @@ fn conflict(repository: &Repository, (order, machine): (&Order, &str), relation:
     ))
 }
 
-fn raced(repository: &Repository, machine: &str, error: RepositoryError) -> Failure {
+fn raced(link: &Link, repository: &Repository, machine: &str, error: RepositoryError) -> Failure {
     if !matches!(error, RepositoryError::Changed { .. }) {
         return error.into();
     }
-    let by = match find(repository, CONTAINER_TAG) {
+    let by = match find(link, repository, CONTAINER_TAG) {
         Ok(Some(Found { parcel: Parcel { sent, .. }, .. })) => format!(" by {} on {}", sent.by, sent.machine),
         Ok(None) | Err(_) => String::new(),
     };
