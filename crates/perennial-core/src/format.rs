@@ -18,6 +18,8 @@ pub const FLAG_SEALED: &str = "sealed";
 pub const FLAG_UNRESOLVED: &str = "unresolved";
 /// Flag of a layer's record: some of its objects may be in packs only.
 pub const FLAG_COLD: &str = "cold";
+/// Flag of a parcel and of a remote: what lies in the registry is encrypted.
+pub const FLAG_ENCRYPTED: &str = "encrypted";
 
 /// The formats there are; each has a page in `docs/formats/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,7 +95,8 @@ impl Format {
         match self {
             Self::Layer | Self::RecordCopy => &[FLAG_SEALED, FLAG_UNRESOLVED, FLAG_COLD],
             Self::LayerFile => &[FLAG_UNRESOLVED],
-            Self::Parcel => &[FLAG_SEALED],
+            Self::Parcel => &[FLAG_SEALED, FLAG_ENCRYPTED],
+            Self::Remote => &[FLAG_ENCRYPTED],
             Self::Root
             | Self::Container
             | Self::Image
@@ -101,7 +104,6 @@ impl Format {
             | Self::View
             | Self::Registry
             | Self::RegistryUpload
-            | Self::Remote
             | Self::Tracking => &[],
         }
     }

@@ -13,8 +13,9 @@ use perennial_core::registry::upload::{StorageRecord, UploadRecord};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
+use perennial_core::travel::cipher::PackCipher;
 use perennial_core::travel::history::Mark;
-use perennial_core::travel::remote::{Remote, Tracking};
+use perennial_core::travel::remote::{Encryption, Remote, Tracking};
 use perennial_core::travel::{Contents, ImageAt, PackAt, Parcel, Sender};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -63,8 +64,10 @@ fn check_frozen<T: Serialize + DeserializeOwned + PartialEq + Debug>(format: For
     assert_eq!(written, read);
 }
 
-/// Formats that are no records: name, versions, how the frozen files end. What these mean is tested in `tests/sealed`.
-const BINARY: [(&str, u32, &str); 5] = [
+/// Formats that are no records: name, versions, how the frozen files end. What these mean is tested in `tests/sealed`,
+/// and of the encrypted one where age is.
+const BINARY: [(&str, u32, &str); 6] = [
+    ("perennial-encrypted", perennial_core::travel::cipher::VERSION, "age"),
     ("perennial-manifest", perennial_core::sealed::manifest::VERSION, "bin"),
     ("perennial-meta-erofs", perennial_core::sealed::erofs::VERSION, "erofs"),
     ("perennial-object", perennial_core::sealed::object::VERSION, "txt"),
@@ -301,7 +304,7 @@ fn parcel() -> Parcel {
         contents: Contents::Container {
             container: Box::new(container),
             past: vec![mark(1)],
-            images: vec![ImageAt { image: image(1), parcel: image(7) }],
+            images: vec![ImageAt { image: image(1), parcel: image(7), place: None }],
         },
         layers: vec![delta(1), delta(2)],
         packs: vec![PackAt {
@@ -310,9 +313,41 @@ fn parcel() -> Parcel {
             bytes: 1000,
             index_offset: 800,
             content_bytes: 5000,
+            cipher: None,
         }],
         sent: Sender { at: time("2026-11-29T10:00:00Z"), machine: "one".into(), by: "root(0)".into() },
+        recipients: vec![],
     }
+}
+
+/// The same as it is encrypted.
+fn secret_parcel() -> Parcel {
+    let mut parcel = parcel();
+    parcel.recipients = vec!["age1owner".parse().expect("a recipient")];
+    let cipher = PackCipher { key: "AGE-SECRET-KEY-1PACK".parse().expect("a key"), head_bytes: 184 };
+    parcel.packs.iter_mut().for_each(|pack| pack.cipher = Some(cipher.clone()));
+    if let Contents::Container { images, .. } = &mut parcel.contents {
+        images.iter_mut().for_each(|at| at.place = Some(ObjectId::of(b"place")));
+    }
+    parcel
+}
+
+#[test]
+fn a_parcel_that_is_encrypted_says_so_and_is_so_altogether() {
+    let whole = secret_parcel();
+    assert_eq!(Parcel::decode(&whole.encode()), Ok(whole.clone()));
+    let head: Value = serde_json::from_slice(&whole.encode()).expect("encode writes JSON");
+    assert_eq!(head["must_understand"], json!(["sealed", "encrypted"]));
+    let no_recipients = Parcel { recipients: vec![], ..whole.clone() };
+    let no_cipher = Parcel { packs: parcel().packs, ..whole.clone() };
+    let no_place = Parcel { contents: parcel().contents, ..whole.clone() };
+    for half in [no_recipients, no_cipher, no_place] {
+        let said = Parcel::decode(&half.encode()).expect_err("a part is missing").to_string();
+        assert!(said.contains("only a part of it is encrypted"), "{said}");
+    }
+    let mut long = whole;
+    long.packs.iter_mut().flat_map(|pack| &mut pack.cipher).for_each(|cipher| cipher.head_bytes = 5000);
+    assert!(Parcel::decode(&long.encode()).is_err());
 }
 
 #[test]
@@ -373,7 +408,27 @@ fn a_parcel_that_contradicts_itself_is_refused() {
 fn the_frozen_remote_means_what_it_meant() {
     let (registry, prefix) = ("registry.example:5000".into(), "team".into());
     let added_at = time("2026-11-29T10:00:00Z");
-    check_frozen(Format::Remote, &Remote { name: "hub".into(), registry, prefix, plain_http: true, added_at });
+    let remote = Remote { name: "hub".into(), registry, prefix, plain_http: true, encryption: None, added_at };
+    check_frozen(Format::Remote, &remote);
+    assert_eq!(remote.encode(), encode(Format::Remote, &remote), "nothing new, so nothing to be understood");
+}
+
+#[test]
+fn a_remote_that_an_older_release_would_send_to_as_it_is_says_so() {
+    let recipients = vec!["age1other".parse().expect("a recipient")];
+    let remote = Remote {
+        name: "hub".into(),
+        registry: "registry.example".into(),
+        prefix: String::new(),
+        plain_http: false,
+        encryption: Some(Encryption { identity: "/keys/hub.txt".into(), recipients }),
+        added_at: time("2026-11-29T10:00:00Z"),
+    };
+    let value: Value = serde_json::from_slice(&remote.encode()).expect("encode writes JSON");
+    assert_eq!(value["must_understand"], json!(["encrypted"]));
+    let encryption = json!({"identity": "/keys/hub.txt", "recipients": ["age1other"]});
+    assert_eq!(value["body"]["encryption"], encryption);
+    assert_eq!(decode(Format::Remote, &remote.encode()), Ok(remote));
 }
 
 #[test]

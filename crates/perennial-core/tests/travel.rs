@@ -8,9 +8,12 @@ use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, Volume};
 use perennial_core::time::Time;
 use perennial_core::travel::artifact::{Artifact, ArtifactError, MANIFEST_BYTES_MAX};
+use perennial_core::travel::cipher::{
+    CHUNK_BYTES, Dropping, Layout, PackKey, Readers, Recipient, Secrecy, missing, readers,
+};
 use perennial_core::travel::history::{Mark, Relation, marks, relate};
 use perennial_core::travel::merge::{Newer, adopt, queues};
-use perennial_core::travel::place::{component, of_container, of_image, parse_address};
+use perennial_core::travel::place::{component, hidden, of_container, of_hidden_image, of_image, parse_address};
 use perennial_core::travel::remote::{Tracking, pause_s};
 use perennial_core::travel::send::{Sending, Standing, plan};
 use perennial_core::travel::settings::disarm;
@@ -171,7 +174,8 @@ fn an_address_is_a_host_and_a_path() {
 }
 
 fn pack(number: u8, content_bytes: u64) -> PackAt {
-    PackAt { id: ObjectId::of(&[number]), digest: image(number), bytes: 1, index_offset: 0, content_bytes }
+    let (id, digest) = (ObjectId::of(&[number]), image(number));
+    PackAt { id, digest, bytes: 1, index_offset: 0, content_bytes, cipher: None }
 }
 
 #[test]
@@ -290,8 +294,13 @@ fn what_reaches_into_the_host_is_named_and_taken_away() {
 
 #[test]
 fn a_manifest_that_is_no_parcels_is_refused_by_name() {
-    let artifact = Artifact::new((image(1), 10), &[(image(2), 20)], BTreeMap::new());
-    assert_eq!(Artifact::decode(&artifact.encode()), Ok(artifact));
+    for secrecy in [Secrecy::Plain, Secrecy::Encrypted] {
+        let artifact = Artifact::new(secrecy, (image(1), 10), &[(image(2), 20)], BTreeMap::new());
+        assert_eq!(Artifact::decode(&artifact.encode()), Ok(artifact.clone()));
+        assert_eq!(artifact.secrecy(), secrecy);
+        let says_what_it_is = String::from_utf8_lossy(&artifact.encode()).contains("vnd.perennial.pack");
+        assert_eq!(says_what_it_is, secrecy == Secrecy::Plain);
+    }
     let foreign = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
     let found = "application/vnd.oci.image.manifest.v1+json".to_owned();
     assert_eq!(Artifact::decode(foreign), Err(ArtifactError::Foreign { found }));
@@ -301,4 +310,79 @@ fn a_manifest_that_is_no_parcels_is_refused_by_name() {
     let container =
         Container::new(ContainerId::from_random([1; 8]), name("web"), (image(1), "i".into()), Time::from_unix_nanos(0));
     assert!(container.policy.push.is_none(), "nothing is sent unasked");
+}
+
+#[test]
+fn a_stretch_of_an_encrypted_pack_is_in_a_few_of_its_chunks() {
+    let (chunk, head) = (CHUNK_BYTES, 184);
+    for (bytes, tags) in [(0, 1), (1, 1), (chunk, 1), (chunk + 1, 2), (3 * chunk, 3)] {
+        let layout = Layout { head_bytes: head, bytes };
+        assert_eq!(layout.file_bytes(), head + bytes + 16 * tags);
+        assert_eq!(Layout::of(layout.file_bytes(), bytes), Some(layout));
+        assert_eq!(layout.stretch(&(0..tags)), head..layout.file_bytes());
+    }
+    assert_eq!(Layout::of(chunk + 16, chunk), None, "there is no head");
+    assert_eq!(Layout::of(1, u64::MAX), None);
+    let layout = Layout { head_bytes: head, bytes: 2 * chunk + 100 };
+    for (content, chunks) in [
+        (0..0, 0..0),
+        (0..1, 0..1),
+        (chunk - 1..chunk, 0..1),
+        (chunk - 1..chunk + 1, 0..2),
+        (2 * chunk..2 * chunk + 100, 2..3),
+        (5..u64::MAX, 0..3),
+    ] {
+        assert_eq!(layout.chunks(&content), chunks, "{content:?}");
+    }
+    assert_eq!(layout.content(1), chunk..2 * chunk);
+    assert_eq!(layout.content(2), 2 * chunk..2 * chunk + 100);
+    assert_eq!(layout.content(9), layout.bytes..layout.bytes);
+    assert_eq!(layout.stretch(&(1..2)), head + chunk + 16..head + 2 * (chunk + 16));
+    assert_eq!(layout.stretch(&(2..3)), head + 2 * (chunk + 16)..layout.file_bytes());
+}
+
+#[test]
+fn chunks_that_are_here_are_not_fetched_again() {
+    let here = [2, 3, 6];
+    assert_eq!(missing(0..8, &|chunk| here.contains(&chunk)), [0..2, 4..6, 7..8]);
+    assert!(missing(2..4, &|chunk| here.contains(&chunk)).is_empty());
+}
+
+fn recipients(names: &str) -> Vec<Recipient> {
+    names.chars().map(|name| format!("age1{name}").parse().expect("it begins with age1")).collect()
+}
+
+#[test]
+fn nobody_is_locked_out_unasked_and_nobody_is_let_in_by_what_is_there() {
+    for (there, ours, refused, asked) in [
+        ("a", "a", Readers::Same, Readers::Same),
+        ("ab", "ba", Readers::Same, Readers::Same),
+        ("a", "ab", Readers::Other, Readers::Other),
+        ("ab", "a", Readers::LockedOut(recipients("b")), Readers::Other),
+        ("x", "a", Readers::LockedOut(recipients("x")), Readers::Other),
+    ] {
+        let (there, ours) = (recipients(there), recipients(ours));
+        assert_eq!(readers(&there, &ours, Dropping::Refused), refused);
+        assert_eq!(readers(&there, &ours, Dropping::Asked), asked);
+    }
+}
+
+#[test]
+fn keys_are_told_from_other_texts_and_secret_ones_are_not_shown() {
+    for wrong in ["", "age", "AGE1X", "age1\u{1b}", "ssh-ed25519 AAAA", &format!("age1{}", "q".repeat(200))] {
+        assert!(wrong.parse::<Recipient>().is_err(), "{wrong:?}");
+    }
+    let key: PackKey = "AGE-SECRET-KEY-1QQQ".parse().expect("it begins as one");
+    assert_eq!((key.reveal(), format!("{key:?}").as_str()), ("AGE-SECRET-KEY-1QQQ", "PackKey"));
+    let error = "AGE-SECRET-KEY-2QQQ".parse::<PackKey>().expect_err("it does not begin as one");
+    assert!(!error.to_string().contains("QQQ"), "{error}");
+}
+
+#[test]
+fn the_place_of_an_encrypted_image_tells_nothing_to_whoever_has_not_the_key() {
+    let place = hidden("AGE-SECRET-KEY-1A", &image(1));
+    assert_eq!(place, hidden("AGE-SECRET-KEY-1A", &image(1)));
+    assert_ne!(place, hidden("AGE-SECRET-KEY-1B", &image(1)));
+    assert_ne!(place, hidden("AGE-SECRET-KEY-1A", &image(2)));
+    assert_eq!(of_hidden_image("team", &place), format!("team/perennial-images/{place}"));
 }

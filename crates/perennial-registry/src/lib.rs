@@ -7,6 +7,7 @@
 //! - [`mod@export`]: writes an image as an OCI layout, layer by layer.
 //! - [`serve`]: a registry.
 //! - [`repository`]: blobs and manifests of one repository of a registry, both ways.
+//! - [`encryption`]: what of an owner's lies in a registry unreadable for others.
 //! - [`progress`]: what a long import tells while it works.
 //!
 //! This crate knows no store and no clock.
@@ -14,6 +15,7 @@
 pub mod apply;
 pub mod credentials;
 pub mod digest;
+pub mod encryption;
 pub mod export;
 pub mod import;
 pub mod manifest;

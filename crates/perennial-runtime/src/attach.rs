@@ -10,6 +10,7 @@ mod terminal;
 pub use keys::DetachKeys;
 pub use terminal::SavedTerminal;
 
+use crate::clock;
 use crate::oci::{EXIT_RUNTIME, StartFailure};
 use crate::supervise::protocol::{Reply, Request};
 use crate::supervise::socket::{Received, connect_packets, receive_packet, send_packet};
@@ -21,6 +22,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::cell::OnceCell;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// How to attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +229,32 @@ impl Connection {
         }
     }
 
+    /// Waits until the run is over and recorded or the supervisor has gone, or for as long as `span`; returns whether it
+    /// was one of the former.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn wait_exit_for(&self, span: Duration) -> Result<bool, AttachError> {
+        let end = clock::monotonic().saturating_add(span);
+        while self.ended.get().is_none() {
+            match receive_packet(&self.fd) {
+                Received::Packet(packet) => match Reply::decode(&packet) {
+                    Ok(Reply::Exit(_) | Reply::Failed { .. }) | Err(_) => return Ok(true),
+                    Ok(_) => {}
+                },
+                Received::Closed => return Ok(true),
+                Received::Nothing => {
+                    let left = end.saturating_sub(clock::monotonic());
+                    if left.is_zero() {
+                        return Ok(false);
+                    }
+                    self.poll(PollFlags::IN, Some(left))?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
     fn done(&self) -> Result<(), AttachError> {
         loop {
             match self.receive()? {
@@ -256,7 +284,7 @@ impl Connection {
         loop {
             match send_packet(&self.fd, &packet) {
                 Ok(true) => return Ok(()),
-                Ok(false) => self.poll(PollFlags::OUT)?,
+                Ok(false) => self.poll(PollFlags::OUT, None)?,
                 Err(_) => return Err(AttachError::NoAnswer),
             }
         }
@@ -266,14 +294,15 @@ impl Connection {
         loop {
             match receive_packet(&self.fd) {
                 Received::Packet(packet) => return Reply::decode(&packet).map_err(|_| AttachError::NoAnswer),
-                Received::Nothing => self.poll(PollFlags::IN)?,
+                Received::Nothing => self.poll(PollFlags::IN, None)?,
                 Received::Closed => return Err(AttachError::NoAnswer),
             }
         }
     }
 
-    fn poll(&self, flags: PollFlags) -> Result<(), AttachError> {
-        match poll(&mut [PollFd::new(&self.fd, flags)], None) {
+    fn poll(&self, flags: PollFlags, span: Option<Duration>) -> Result<(), AttachError> {
+        let span = span.map(clock::timespec_of);
+        match poll(&mut [PollFd::new(&self.fd, flags)], span.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(AttachError::io("waiting for the supervisor")(errno.into())),
         }

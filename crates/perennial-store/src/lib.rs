@@ -27,6 +27,7 @@
 
 pub mod atomic;
 pub mod cold;
+mod crew;
 pub mod layer;
 pub mod objects;
 pub mod records;

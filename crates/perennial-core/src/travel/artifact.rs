@@ -1,5 +1,6 @@
 //! The OCI manifest around a parcel: any registry can hold it, and keeps the blobs it names.
 
+use super::cipher::Secrecy;
 use crate::id::Digest;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString as _};
@@ -10,6 +11,10 @@ use serde::{Deserialize, Serialize};
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What kind of artifact it is.
 pub const ARTIFACT: &str = "application/vnd.perennial.parcel.v1";
+/// The same, encrypted.
+pub const ARTIFACT_ENCRYPTED: &str = "application/vnd.perennial.parcel.encrypted.v1";
+/// Media type of whatever of it is encrypted: age files.
+pub const AGE: &str = "application/vnd.perennial.encrypted.v1";
 /// Media type of a parcel.
 pub const PARCEL: &str = "application/vnd.perennial.parcel.v1+json";
 /// Media type of a pack.
@@ -71,7 +76,16 @@ pub enum ArtifactError {
 impl Artifact {
     /// Makes the manifest of a parcel and its packs.
     #[must_use]
-    pub fn new(parcel: (Digest, u64), packs: &[(Digest, u64)], annotations: BTreeMap<String, String>) -> Self {
+    pub fn new(
+        secrecy: Secrecy,
+        parcel: (Digest, u64),
+        packs: &[(Digest, u64)],
+        annotations: BTreeMap<String, String>,
+    ) -> Self {
+        let (kind, parcel_type, pack_type) = match secrecy {
+            Secrecy::Plain => (ARTIFACT, PARCEL, PACK),
+            Secrecy::Encrypted => (ARTIFACT_ENCRYPTED, AGE, AGE),
+        };
         let blob = |media_type: &str, (digest, size): (Digest, u64)| Descriptor {
             media_type: media_type.to_string(),
             digest,
@@ -80,11 +94,17 @@ impl Artifact {
         Self {
             schema_version: 2,
             media_type: MANIFEST.to_string(),
-            artifact_type: ARTIFACT.to_string(),
-            config: blob(PARCEL, parcel),
-            layers: packs.iter().cloned().map(|pack| blob(PACK, pack)).collect(),
+            artifact_type: kind.to_string(),
+            config: blob(parcel_type, parcel),
+            layers: packs.iter().cloned().map(|pack| blob(pack_type, pack)).collect(),
             annotations,
         }
+    }
+
+    /// Returns whether it says that it is encrypted.
+    #[must_use]
+    pub fn secrecy(&self) -> Secrecy {
+        if self.artifact_type == ARTIFACT_ENCRYPTED { Secrecy::Encrypted } else { Secrecy::Plain }
     }
 
     /// Returns its bytes.
@@ -114,7 +134,7 @@ impl Artifact {
         }
         let damaged = |error: serde_json::Error| ArtifactError::Damaged { reason: error.to_string() };
         let head: Head = serde_json::from_slice(bytes).map_err(damaged)?;
-        if head.artifact_type != ARTIFACT {
+        if ![ARTIFACT, ARTIFACT_ENCRYPTED].contains(&head.artifact_type.as_str()) {
             let found = if head.artifact_type.is_empty() { head.media_type } else { head.artifact_type };
             return Err(ArtifactError::Foreign { found });
         }

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! - [`Parcel`]: everything about one container or one image but the contents, with its bounds.
-//! - [`artifact`]: the OCI manifest around it; [`place`]: where in a registry something is kept.
+//! - [`cipher`]: how it is encrypted, where it is. [`artifact`]: the OCI manifest around it; [`place`]: where in a registry something is kept.
 //! - [`history`]: whether two histories are one; [`merge`](mod@merge): and put together; [`send`]: when packs are
 //!   written anew.
 //! - [`remote`]: a place to send to, and what was sent there.
 //! - [`settings`]: which settings of a container from elsewhere reach into this host.
 
 pub mod artifact;
+pub mod cipher;
 pub mod history;
 pub mod merge;
 pub mod place;
@@ -31,6 +32,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use cipher::{HEAD_BYTES_MAX, Layout, PackCipher, RECIPIENTS_MAX, Recipient, Secrecy};
 use history::Mark;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +58,7 @@ pub const PAST_MAX: usize = 1000;
 pub struct PackAt {
     /// BLAKE3 of its bytes, its name.
     pub id: ObjectId,
-    /// Digest of the blob: SHA-256 of the same bytes, unless the parcel is encrypted.
+    /// Digest of the blob: SHA-256 of the same bytes, or of the encrypted ones.
     pub digest: Digest,
     /// Its length, in bytes.
     pub bytes: u64,
@@ -64,6 +66,24 @@ pub struct PackAt {
     pub index_offset: u64,
     /// Bytes of all its chunks, decompressed.
     pub content_bytes: u64,
+    /// How the blob is encrypted, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cipher: Option<PackCipher>,
+}
+
+impl PackAt {
+    /// Returns where something of it is in the blob, where that is encrypted.
+    #[must_use]
+    pub fn layout(&self) -> Option<Layout> {
+        let head_bytes = self.cipher.as_ref()?.head_bytes;
+        Some(Layout { head_bytes, bytes: self.bytes })
+    }
+
+    /// Returns the length of the blob, in bytes.
+    #[must_use]
+    pub fn blob_bytes(&self) -> u64 {
+        self.layout().map_or(self.bytes, |layout| layout.file_bytes())
+    }
 }
 
 /// Where an image that generations lie on is kept.
@@ -73,6 +93,9 @@ pub struct ImageAt {
     pub image: Digest,
     /// Digest of the OCI manifest around its parcel.
     pub parcel: Digest,
+    /// What its repository is called instead of its digest, where it is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<ObjectId>,
 }
 
 /// Who sent a parcel, and when.
@@ -119,6 +142,9 @@ pub struct Parcel {
     pub packs: Vec<PackAt>,
     /// Who sent it.
     pub sent: Sender,
+    /// The keys it is encrypted for; none where it is not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<Recipient>,
 }
 
 /// Why a parcel cannot be used. Whoever sent it is not trusted.
@@ -146,7 +172,17 @@ impl Parcel {
     /// Returns its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        format::encode_flagged(Format::Parcel, &[format::FLAG_SEALED], self)
+        let flags: &[&'static str] = match self.secrecy() {
+            Secrecy::Plain => &[format::FLAG_SEALED],
+            Secrecy::Encrypted => &[format::FLAG_SEALED, format::FLAG_ENCRYPTED],
+        };
+        format::encode_flagged(Format::Parcel, flags, self)
+    }
+
+    /// Returns whether it is to be encrypted, or was.
+    #[must_use]
+    pub fn secrecy(&self) -> Secrecy {
+        if self.recipients.is_empty() { Secrecy::Plain } else { Secrecy::Encrypted }
     }
 
     /// Reads a parcel and checks everything that can be checked without what it names.
@@ -173,11 +209,15 @@ impl Parcel {
                 return Err(ParcelError::Contradiction("two layers have one id"));
             }
         }
-        check_packs(&self.packs)?;
+        at_most("recipients", self.recipients.len(), RECIPIENTS_MAX)?;
+        check_packs(&self.packs, self.secrecy())?;
         [&self.sent.machine, &self.sent.by].into_iter().try_for_each(|text| check_text(text))?;
         match &self.contents {
             Contents::Container { container, past, images } => {
                 at_most("past generations", past.len(), PAST_MAX)?;
+                if images.iter().any(|at| at.place.is_some() != (self.secrecy() == Secrecy::Encrypted)) {
+                    return Err(ParcelError::Contradiction(HALF));
+                }
                 check_container(container, images, &kinds)
             }
             Contents::Image { image } => {
@@ -211,7 +251,10 @@ fn check_layer(layer: &LayerRecord) -> Result<(), ParcelError> {
     Ok(())
 }
 
-fn check_packs(packs: &[PackAt]) -> Result<(), ParcelError> {
+/// What is wrong where some is encrypted and some is not.
+const HALF: &str = "only a part of it is encrypted";
+
+fn check_packs(packs: &[PackAt], secrecy: Secrecy) -> Result<(), ParcelError> {
     let mut ids = BTreeSet::new();
     for pack in packs {
         if pack.bytes > PACK_BYTES_MAX {
@@ -219,6 +262,14 @@ fn check_packs(packs: &[PackAt]) -> Result<(), ParcelError> {
         }
         if pack.index_offset >= pack.bytes {
             return Err(ParcelError::Contradiction("the index of a pack is not in the pack"));
+        }
+        if pack.cipher.is_some() != (secrecy == Secrecy::Encrypted) {
+            return Err(ParcelError::Contradiction(HALF));
+        }
+        let head_bytes = pack.cipher.as_ref().map_or(0, |cipher| cipher.head_bytes);
+        if head_bytes > HEAD_BYTES_MAX {
+            let what = "bytes before a pack";
+            return Err(ParcelError::TooMany { what, found: head_bytes, max: HEAD_BYTES_MAX });
         }
         if !ids.insert(pack.id) {
             return Err(ParcelError::Contradiction("a pack is named twice"));

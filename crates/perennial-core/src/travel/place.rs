@@ -1,6 +1,7 @@
 //! Where in a registry something is kept: a container in a repository of its name, an image in one of its digest.
 
 use crate::id::{ContainerName, Digest};
+use crate::sealed::object::ObjectId;
 use alloc::borrow::ToOwned as _;
 use alloc::format;
 use alloc::string::String;
@@ -77,6 +78,20 @@ pub fn of_container(prefix: &str, name: &ContainerName) -> String {
 #[must_use]
 pub fn of_image(prefix: &str, image: &Digest) -> String {
     below(prefix, &format!("{IMAGES}/{}", image.hex()))
+}
+
+/// Returns the repository of an encrypted image below `prefix`.
+#[must_use]
+pub fn of_hidden_image(prefix: &str, place: &ObjectId) -> String {
+    below(prefix, &format!("{IMAGES}/{place}"))
+}
+
+/// Returns what the repository of an encrypted image is called: always the same for one owner, and nobody without the
+/// owner's secret can tell of which image it is.
+#[must_use]
+pub fn hidden(secret: &str, image: &Digest) -> ObjectId {
+    let key = blake3::derive_key("perennial 2026-11-29 repository of an encrypted image", secret.as_bytes());
+    ObjectId::new(*blake3::keyed_hash(&key, image.as_str().as_bytes()).as_bytes())
 }
 
 fn below(prefix: &str, rest: &str) -> String {

@@ -1,6 +1,8 @@
 //! A place in a registry to send containers to, and what is known of what was sent there.
 
+use super::cipher::Recipient;
 use super::history::Mark;
+use crate::format::{self, Format};
 use crate::id::Digest;
 use crate::time::Time;
 use alloc::string::String;
@@ -19,8 +21,29 @@ pub struct Remote {
     /// Whether HTTP is spoken without TLS.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub plain_http: bool,
+    /// How everything that is sent there is encrypted, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// When it was added.
     pub added_at: Time,
+}
+
+/// How what is sent to a remote is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// Path of the file that has our secret key, as age keeps one. Only the path: the key is no record.
+    pub identity: String,
+    /// Keys of others who can read it, too.
+    pub recipients: Vec<Recipient>,
+}
+
+impl Remote {
+    /// Returns its bytes: an older release, which would send what it has as it is, refuses an encrypted one.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let flags: &[&'static str] = if self.encryption.is_some() { &[format::FLAG_ENCRYPTED] } else { &[] };
+        format::encode_flagged(Format::Remote, flags, self)
+    }
 }
 
 /// What is known of a container at a remote. Only a remark: what is there is asked of the registry.

@@ -44,8 +44,11 @@ pub fn copy_file(
     copy: BorrowedFd<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Result<(ObjectId, u64), HashError> {
-    let size = EntryStat::of_open(file)?.size;
-    ftruncate(copy, size)?;
+    let stat = EntryStat::of_open(file)?;
+    if stat.allocated < stat.size {
+        // The last of it may be a hole.
+        ftruncate(copy, stat.size)?;
+    }
     hash(Reading { copy: Some(copy), ..Reading::new(file, stop) }).map(|hashed| (hashed.id, hashed.size))
 }
 

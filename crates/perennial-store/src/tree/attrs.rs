@@ -12,8 +12,8 @@ use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsRawFd as _, BorrowedFd};
 use rustix::fs::{
     AtFlags, FileType, Gid, IFlags, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr,
-    flistxattr, fremovexattr, fsetxattr, futimens, getxattr, ioctl_getflags, ioctl_setflags, lgetxattr, listxattr,
-    llistxattr, lremovexattr, lsetxattr, utimensat,
+    flistxattr, fremovexattr, fsetxattr, fstat, futimens, getxattr, ioctl_getflags, ioctl_setflags, lgetxattr,
+    listxattr, llistxattr, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -124,6 +124,12 @@ impl AttrIo {
     pub fn new(reading: Reading) -> Self {
         let (list, value) = (vec![0; XATTR_BYTES_MAX], vec![0; XATTR_BYTES_MAX]);
         Self { reading, list, value, proc_path: Vec::new() }
+    }
+
+    /// Returns what its entries are of.
+    #[must_use]
+    pub const fn reading(&self) -> Reading {
+        self.reading
     }
 
     /// Lists the names of the extended attributes.
@@ -332,7 +338,10 @@ impl AttrIo {
         let fail = |attribute: &str, errno| attribute_error("set", attribute, path(), errno);
         let (uid, gid) = (Some(Uid::from_raw(attrs.uid)), Some(Gid::from_raw(attrs.gid)));
         let owned = match target {
-            Target::Open(fd) => fchown(fd, uid, gid),
+            // A new file is mostly its owner's already, and to look costs much less than to set.
+            Target::Open(fd) => fstat(fd).and_then(|stat| {
+                if (stat.st_uid, stat.st_gid) == (attrs.uid, attrs.gid) { Ok(()) } else { fchown(fd, uid, gid) }
+            }),
             Target::Named(dir, name) => chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
         };
         owned.map_err(|errno| fail("the owner", errno))?;

@@ -4,6 +4,7 @@ use super::attrs::{AttrIo, Kind, Reading, Target, apply_early_flags, read_flags,
 use super::cursor::EntryStat;
 use super::error::{EntryPath, TreeError};
 use super::overlay;
+use crate::crew::Crew;
 use crate::objects::Objects;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
@@ -33,11 +34,36 @@ pub struct Copier<'a> {
     pub io: AttrIo,
     /// Where contents of sealed layers are.
     objects: Option<&'a Objects>,
+    /// Those who fill files that are made here.
+    crew: Option<&'a Crew<'a, Filling>>,
     no_reflink: bool,
     no_kernel_copy: bool,
 }
 
+/// A file that is made and has yet to get its content and its metadata.
+#[derive(Debug)]
+pub(crate) struct Filling {
+    source: OwnedFd,
+    target: OwnedFd,
+    stat: EntryStat,
+    path: EntryPath,
+}
+
 impl<'a> Copier<'a> {
+    /// Returns what makes others for the same task, with nobody to help them.
+    pub(crate) fn others(&self) -> impl Fn() -> Self + Sync + use<'a> {
+        let (reading, objects) = (self.io.reading(), self.objects);
+        move || Self { io: AttrIo::new(reading), objects, ..Self::default() }
+    }
+
+    /// Leaves the filling of files to others. They are complete when those have done.
+    pub(crate) fn helped_by<'b>(self, crew: &'b Crew<'b, Filling>) -> Copier<'b>
+    where
+        'a: 'b,
+    {
+        Copier { crew: Some(crew), ..self }
+    }
+
     /// Makes one that can read sealed layers.
     #[must_use]
     pub fn with_objects(objects: &'a Objects) -> Self {
@@ -88,10 +114,21 @@ impl<'a> Copier<'a> {
         read_flags(source.as_fd())
             .and_then(|flags| apply_early_flags(target.as_fd(), flags))
             .map_err(|errno| fail("set the inode flags of", errno))?;
-        let object = self.content(&source, &stat, path)?;
-        self.copy_data(object.as_ref().unwrap_or(&source).as_fd(), target.as_fd(), stat.size, path)?;
-        let attrs = self.io.read(Target::Open(source.as_fd()), &stat, path)?;
-        self.io.apply(Target::Open(target.as_fd()), &attrs, Kind::Other, path)
+        let filling = Filling { source, target, stat, path: path() };
+        match self.crew {
+            Some(crew) => crew.add(filling),
+            None => self.fill(&filling),
+        }
+    }
+
+    /// Gives a new file its content and its metadata.
+    pub(crate) fn fill(&mut self, filling: &Filling) -> Result<(), TreeError> {
+        let Filling { source, target, stat, path } = filling;
+        let path = || path.clone();
+        let object = self.content(source, stat, &path)?;
+        self.copy_data(object.as_ref().unwrap_or(source).as_fd(), target.as_fd(), stat.size, &path)?;
+        let attrs = self.io.read(Target::Open(source.as_fd()), stat, &path)?;
+        self.io.apply(Target::Open(target.as_fd()), &attrs, Kind::Other, &path)
     }
 
     /// Opens the object that is the content of a file, if it is one.
@@ -133,15 +170,26 @@ impl<'a> Copier<'a> {
                 Err(errno) => return Err(fail(errno)),
             };
             let hole = seek(source, SeekFrom::Hole(data)).map_err(fail)?.min(size);
-            let mut position = data;
-            while position < hole {
-                let copied = self.copy_some(source, target, position, hole).map_err(fail)?;
-                if copied == 0 {
-                    return Err(TreeError::Shortened { path: path() });
-                }
-                position = position.saturating_add(copied);
-            }
+            self.copy_stretch(source, target, (data, hole), path)?;
             offset = hole.max(data);
+        }
+        Ok(())
+    }
+
+    fn copy_stretch(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        (mut position, until): (u64, u64),
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<(), TreeError> {
+        while position < until {
+            let copied = self.copy_some(source, target, position, until);
+            let copied = copied.map_err(|errno| TreeError::system("copy", path(), errno))?;
+            if copied == 0 {
+                return Err(TreeError::Shortened { path: path() });
+            }
+            position = position.saturating_add(copied);
         }
         Ok(())
     }

@@ -6,13 +6,14 @@
 
 use super::attrs::{AttrIo, Kind, Target};
 use super::below::{BelowView, Cut, open_roots};
-use super::copy::{Copier, Place};
+use super::copy::{Copier, Filling, Place};
 use super::cursor::{Cursor, EntryStat, MoveError, read_names};
 use super::error::{EntryPath, PathTrail, TreeError};
 use super::links::Links;
 use super::measure::{Counter, Measure};
 use super::overlay;
 use super::roots::open_root;
+use crate::crew::Crew;
 use crate::objects::Objects;
 use perennial_core::tree::{Below, EntryKind, Resolved, resolve};
 use rustix::fd::{AsFd as _, BorrowedFd};
@@ -20,6 +21,7 @@ use rustix::fs::{Mode, mkdirat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
+use std::sync::atomic::AtomicBool;
 
 /// How file content gets into the flattened tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,13 +73,36 @@ pub(crate) struct Output<'a> {
 pub(crate) fn flatten(
     layers: &[BorrowedFd<'_>],
     below: &[BorrowedFd<'_>],
+    output: Output<'_>,
+    copier: Copier<'_>,
+    progress: &mut dyn FnMut(&Measure),
+) -> Result<Measure, TreeError> {
+    if layers.is_empty() {
+        return copy_root_attributes(below, output.dst);
+    }
+    if output.data == Data::Link {
+        return write(layers, below, output, copier, progress);
+    }
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let others = copier.others();
+    let worker = || {
+        let mut helper = others();
+        move |filling: Filling, _: &AtomicBool| helper.fill(&filling)
+    };
+    Crew::run(workers, worker, |crew| {
+        let measure = write(layers, below, output, copier.helped_by(crew), progress)?;
+        crew.wait()?;
+        Ok(measure)
+    })
+}
+
+fn write(
+    layers: &[BorrowedFd<'_>],
+    below: &[BorrowedFd<'_>],
     Output { dst, data }: Output<'_>,
     mut copier: Copier<'_>,
     progress: &mut dyn FnMut(&Measure),
 ) -> Result<Measure, TreeError> {
-    if layers.is_empty() {
-        return copy_root_attributes(below, dst);
-    }
     let (cursors, members) = open_roots(layers, &mut copier.io)?;
     let opaque = match members.last().and_then(|layer| cursors.get(*layer)) {
         Some(cursor) => copier.io.is_opaque(Target::Open(cursor.fd()), &root_path)?,

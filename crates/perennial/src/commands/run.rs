@@ -30,6 +30,8 @@ use std::time::Duration;
 const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
 /// How often a command looks whether a run it cannot talk to has ended.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
+/// How often it looks at one that it can talk to, and that tells its end.
+const HEARING_PAUSE: Duration = Duration::from_millis(500);
 /// How long a stop may take beyond its own time-out before it is reported.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -363,9 +365,13 @@ pub fn stop_and_wait(context: &Context, name: &ContainerName, timeout_s: Option<
     let socket = context.engine.root.run_dir(&run.id).join("control.sock");
     let watch = clock::Stopwatch::start();
     let mut is_asked = false;
+    let mut asked: Option<Connection> = None;
     loop {
         // One that is only starting may not listen yet; one without a supervisor is ended by looking at it.
-        is_asked = is_asked || ask_to_stop(&socket, timeout_s)?;
+        if !is_asked {
+            asked = ask_to_stop(&socket, timeout_s)?;
+            is_asked = asked.is_some();
+        }
         let present = context.engine.seen(name)?.value;
         if present.phase.run().map(|present| &present.id) != Some(&run.id) {
             return Ok(present);
@@ -383,21 +389,26 @@ pub fn stop_and_wait(context: &Context, name: &ContainerName, timeout_s: Option<
         if watch.elapsed() > grace.saturating_add(STOP_MARGIN) {
             return Err(Failure::new(Code::Failed, format!("container {name} has not ended in time")));
         }
-        clock::wait(WATCH_PAUSE);
+        match asked.take() {
+            // It says so itself when the exit is saved.
+            Some(connection) if !connection.wait_exit_for(HEARING_PAUSE)? => asked = Some(connection),
+            Some(_) => {}
+            None => clock::wait(WATCH_PAUSE),
+        }
     }
 }
 
-/// Asks a supervisor to end its container; returns whether one was there to be asked.
-fn ask_to_stop(socket: &std::path::Path, timeout_s: Option<u32>) -> Result<bool> {
+/// Asks a supervisor to end its container; returns the connection if one was there to be asked.
+fn ask_to_stop(socket: &std::path::Path, timeout_s: Option<u32>) -> Result<Option<Connection>> {
     let connection = match Connection::open(socket) {
         Ok(connection) => connection,
-        Err(AttachError::NoSupervisor { .. }) => return Ok(false),
+        Err(AttachError::NoSupervisor { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     match connection.stop(timeout_s) {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(Some(connection)),
         // It may have ended by itself just now, or its start have failed.
-        Err(AttachError::NoAnswer) => Ok(false),
+        Err(AttachError::NoAnswer) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

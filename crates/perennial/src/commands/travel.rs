@@ -1,18 +1,21 @@
 //! `push`, `pull`, `remote`.
 
 use super::{Context, reference};
-use crate::cli::args::{FetchArgs, ImagePushArgs, NameArg, PushArgs, RemoteCommand};
+use crate::cli::args::{FetchArgs, ImagePushArgs, KeyArgs, NameArg, PushArgs, RemoteCommand};
 use crate::cli::output::{self, Style};
 use crate::cli::progress::TotalBar;
 use crate::cli::table;
 use crate::engine::Engine;
+use crate::engine::travel::keys::{KeyOrder, recipients_of};
 use crate::engine::travel::publish::{PublishOrder, Published};
 use crate::engine::travel::pull::{Extent, PullPlan, Pulled, Trust};
 use crate::engine::travel::push::Pushed;
+use crate::engine::travel::remotes::Added;
 use crate::engine::travel::{Order, login_of};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::generations::choose::Selector;
-use perennial_core::id::Seq;
+use perennial_core::id::{ParseIdError, Seq};
+use perennial_core::travel::cipher::{Dropping, Recipient};
 use perennial_registry::repository::Traffic;
 use serde_json::{Value, json};
 
@@ -30,6 +33,9 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<()> {
     };
     order.other_name = args.other_name.as_deref().map(Engine::parse_name).transpose()?;
     order.is_whole = args.whole;
+    if args.drop_recipients {
+        order.dropping = Dropping::Asked;
+    }
     let bar = TotalBar::new(context.style, "sending");
     let pushed = context.engine.push(&order, &bar);
     bar.clear();
@@ -155,18 +161,28 @@ pub fn send(context: &Context, args: &NameArg) -> Result<()> {
 /// Where the name is unknown or taken, or the address is not valid.
 pub fn remote(context: &Context, command: &RemoteCommand) -> Result<()> {
     match command {
-        RemoteCommand::Add { name, address, plain_http } => {
-            let remote = context.engine.add_remote(name, address, *plain_http)?;
-            match context.style {
-                Style::Json => output::json(&json!({"added": remote})),
-                Style::Text => output::line(format!("{name} is {}", shown(&remote.registry, &remote.prefix))),
+        RemoteCommand::Add { name, address, plain_http, keys } => {
+            let added = context.engine.add_remote(name, address, *plain_http, &key_order(keys)?)?;
+            show_remote(context, "added", &added)?;
+        }
+        RemoteCommand::Set { name, keys } => {
+            let order = key_order(keys)?;
+            if !order.encrypt && order.identity.is_none() && order.recipients.is_none() {
+                return Err(Failure::new(Code::Usage, "nothing is to be changed")
+                    .hint("give --encrypt, --identity or --recipient; `perennial remote set --help` explains them"));
             }
+            let changed = context.engine.set_remote(name, &order)?;
+            show_remote(context, "changed", &changed)?;
         }
         RemoteCommand::Rm { name } => {
-            context.engine.remove_remote(name)?;
-            match context.style {
-                Style::Json => output::json(&json!({"removed": name})),
-                Style::Text => output::line(format!("{name} is forgotten; what is in the registry stays")),
+            let encryption = context.engine.remove_remote(name)?.encryption;
+            match (context.style, encryption) {
+                (Style::Json, _) => output::json(&json!({"removed": name})),
+                (Style::Text, None) => output::line(format!("{name} is forgotten; what is in the registry stays")),
+                (Style::Text, Some(encryption)) => output::line(format!(
+                    "{name} is forgotten; what is in the registry stays, and so does the key in {}",
+                    encryption.identity
+                )),
             }
         }
         RemoteCommand::Ls => {
@@ -175,13 +191,50 @@ pub fn remote(context: &Context, command: &RemoteCommand) -> Result<()> {
                 output::json(&json!(remotes));
                 return Ok(());
             }
-            let mut rows = vec![["NAME", "REGISTRY", "TLS"].map(str::to_owned).to_vec()];
+            let mut rows = vec![["NAME", "REGISTRY", "TLS", "KEY"].map(str::to_owned).to_vec()];
             for remote in remotes {
                 let tls = if remote.plain_http { "no" } else { "yes" };
-                rows.push(vec![remote.name, shown(&remote.registry, &remote.prefix), tls.to_owned()]);
+                let key = remote.encryption.map_or_else(|| "-".to_owned(), |encryption| encryption.identity);
+                rows.push(vec![remote.name, shown(&remote.registry, &remote.prefix), tls.to_owned(), key]);
             }
             output::text(&table::render(&rows));
         }
+    }
+    Ok(())
+}
+
+fn key_order(args: &KeyArgs) -> Result<KeyOrder> {
+    let recipients = match args.recipient.as_slice() {
+        [] => None,
+        [none] if none == "none" => Some(Vec::new()),
+        given => {
+            let parsed: std::result::Result<_, _> = given.iter().map(|text| text.parse()).collect();
+            Some(parsed.map_err(|error: ParseIdError| Failure::new(Code::Usage, error))?)
+        }
+    };
+    Ok(KeyOrder { encrypt: args.encrypt, identity: args.identity.clone(), recipients })
+}
+
+fn show_remote(context: &Context, what: &str, Added { remote, key_made }: &Added) -> Result<()> {
+    let recipients = recipients_of(remote)?;
+    if context.style == Style::Json {
+        output::json(&json!({what: remote, "encrypted_for": recipients, "key_made": key_made}));
+        return Ok(());
+    }
+    let place = format!("{} is {}", remote.name, shown(&remote.registry, &remote.prefix));
+    let Some(encryption) = &remote.encryption else {
+        output::line(place);
+        return Ok(());
+    };
+    let recipients: Vec<&str> = recipients.iter().map(Recipient::as_str).collect();
+    output::line(format!("{place}, encrypted for {}", recipients.join(" and ")));
+    let made = if key_made.is_some() { ", made now" } else { "" };
+    output::line(format!("the key is in {}{made}", encryption.identity));
+    if key_made.is_some() {
+        output::remark(format!(
+            "keep a copy of it on another machine: without it nobody can ever read what is sent to {}",
+            remote.name
+        ));
     }
     Ok(())
 }

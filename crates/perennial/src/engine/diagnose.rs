@@ -96,6 +96,7 @@ impl Engine {
         findings.extend(self.check_packs()?);
         // What cannot be read is told of above.
         findings.extend(self.check_unsent(&containers).unwrap_or_default());
+        findings.extend(self.check_keys().unwrap_or_default());
         self.wake_senders().ok();
         let (host, directory) = self.probe(&containers, &mut findings)?;
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.object.cmp(&b.object)));

@@ -24,8 +24,16 @@ enum Work {
     Pull,
 }
 
+/// What the remote is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remote {
+    Plain,
+    Encrypted,
+}
+
 struct Killed {
     work: Work,
+    remote: Remote,
     // Not in memory, where the kernel does not mount metadata images from files.
     home: TempDir,
     next: AtomicU32,
@@ -41,7 +49,7 @@ struct Site {
 }
 
 impl Killed {
-    fn new(work: Work) -> Result<Self> {
+    fn new(work: Work, remote: Remote) -> Result<Self> {
         let (home, rootfs) = (TempDir::with_prefix("perennial-crash-")?, tempfile::tempdir()?);
         small_rootfs(rootfs.path())?;
         let template = World::with_image(&home.path().join("template"))?;
@@ -54,9 +62,12 @@ impl Killed {
         template.ok(&["gc"])?;
         template.ok(&["seal"])?;
         let registry = Registry::start()?;
-        template.ok(&["remote", "add", "source", &format!("{}/source", registry.address())])?;
-        template.ok(&["push", "c", "source"])?;
-        let mut killed = Self { work, home, next: AtomicU32::new(0), registry, template, left: Vec::new() };
+        let mut killed = Self { work, remote, home, next: AtomicU32::new(0), registry, template, left: Vec::new() };
+        // It makes the key that all others use.
+        let encrypt: &[&str] = if remote == Remote::Encrypted { &["--encrypt"] } else { &[] };
+        let address = format!("{}/source", killed.registry.address());
+        killed.template.ok(&[&["remote", "add", "source", &address], encrypt].concat())?;
+        killed.template.ok(&["push", "c", "source"])?;
         killed.left = killed.shown(&killed.template.perennial)?;
         Ok(killed)
     }
@@ -78,9 +89,16 @@ impl Killed {
         Ok(shown)
     }
 
+    fn link(&self, perennial: &Perennial, prefix: &str) -> Result<()> {
+        let address = format!("{}/{prefix}", self.registry.address());
+        let key = self.template.perennial.root().join("keys/source.txt").display().to_string();
+        let encrypt: &[&str] = if self.remote == Remote::Encrypted { &["--encrypt", "--identity", &key] } else { &[] };
+        perennial.ok(&[&["remote", "add", "hub", &address], encrypt].concat()).map(drop)
+    }
+
     fn empty(&self, path: &Path, prefix: &str) -> Result<Perennial> {
         let perennial = Perennial::new(path)?;
-        perennial.ok(&["remote", "add", "hub", &format!("{}/{prefix}", self.registry.address())])?;
+        self.link(&perennial, prefix)?;
         Ok(perennial)
     }
 
@@ -128,8 +146,7 @@ impl Scenario for Killed {
         match self.work {
             Work::Push => {
                 let (world, prefix) = (self.template.copy(&path)?, format!("team{number}"));
-                let address = format!("{}/{prefix}", self.registry.address());
-                world.ok(&["remote", "add", "hub", &address])?;
+                self.link(&world.perennial, &prefix)?;
                 Ok(Site { world, prefix })
             }
             Work::Pull => {
@@ -156,12 +173,12 @@ impl Scenario for Killed {
     }
 }
 
-fn kill_everywhere(work: Work) -> Result<()> {
-    let killed = Killed::new(work)?;
+fn kill_everywhere(work: Work, remote: Remote) -> Result<()> {
+    let killed = Killed::new(work, remote)?;
     let points = Points::from_env(EVERY)?;
     let report = kill::run(&killed, Fault::KillBeforeChanges, &points, 2)?;
     println!(
-        "{work:?}: {} of {} kill points checked ({points:?}), {} missed, {:?} each",
+        "{work:?} {remote:?}: {} of {} kill points checked ({points:?}), {} missed, {:?} each",
         report.hits,
         report.recorded,
         report.missed.len(),
@@ -172,10 +189,20 @@ fn kill_everywhere(work: Work) -> Result<()> {
 
 #[test]
 fn push() -> Result<()> {
-    kill_everywhere(Work::Push)
+    kill_everywhere(Work::Push, Remote::Plain)
+}
+
+#[test]
+fn push_encrypted() -> Result<()> {
+    kill_everywhere(Work::Push, Remote::Encrypted)
 }
 
 #[test]
 fn pull() -> Result<()> {
-    kill_everywhere(Work::Pull)
+    kill_everywhere(Work::Pull, Remote::Plain)
+}
+
+#[test]
+fn pull_encrypted() -> Result<()> {
+    kill_everywhere(Work::Pull, Remote::Encrypted)
 }

@@ -2,23 +2,21 @@
 
 use crate::moving::{empty_linked, linked};
 use crate::registry::Registry;
-use crate::stage::text;
+use crate::stage::{Stage, text};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 #[test]
 fn of_two_machines_that_push_one_container_the_second_is_told() -> Result<()> {
     for registry in [Registry::start()?, Registry::start_ours()?] {
-        one_container_by_two(&registry)?;
+        one_container_by_two(&linked(&registry.address())?, &empty_linked(&registry.address())?)?;
     }
     Ok(())
 }
 
-fn one_container_by_two(registry: &Registry) -> Result<()> {
-    let one = linked(&registry.address())?;
+pub(crate) fn one_container_by_two(one: &Stage, other: &Stage) -> Result<()> {
     one.sh_ok("web", "echo one > /a")?;
     one.ok(&["push", "web"])?;
-    let other = empty_linked(&registry.address())?;
     other.ok(&["pull", "web"])?;
     one.sh_ok("web", "echo by-one > /a")?;
     other.sh_ok("web", "echo by-other > /a")?;
@@ -38,16 +36,14 @@ fn one_container_by_two(registry: &Registry) -> Result<()> {
 #[test]
 fn histories_that_fit_are_joined_whoever_goes_on() -> Result<()> {
     for registry in [Registry::start()?, Registry::start_ours()?] {
-        histories_joined(&registry)?;
+        histories_joined(&linked(&registry.address())?, &empty_linked(&registry.address())?)?;
     }
     Ok(())
 }
 
-fn histories_joined(registry: &Registry) -> Result<()> {
-    let one = linked(&registry.address())?;
+pub(crate) fn histories_joined(one: &Stage, other: &Stage) -> Result<()> {
     one.sh_ok("web", "echo one > /a")?;
     one.ok(&["push", "web"])?;
-    let other = empty_linked(&registry.address())?;
     other.ok(&["pull", "web"])?;
     other.sh_ok("web", "echo two > /b")?;
     other.ok(&["push", "web"])?;

@@ -5,12 +5,14 @@
 //! - [`registry`]: the registry, and a proxy that counts and cuts.
 //! - [`broken`]: what breaks or is damaged on the way.
 //! - [`conflicts`]: two machines, one container.
+//! - [`encrypted`]: what the registry cannot read.
 //! - [`guide`]: the guide's page, on two machines.
 //! - [`moving`]: what arrives is what was sent, and only what is lacking goes.
 //! - [`whole`]: what a push says is there can be fetched.
 
 mod broken;
 mod conflicts;
+mod encrypted;
 mod guide;
 mod moving;
 mod registry;

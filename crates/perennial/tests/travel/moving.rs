@@ -56,11 +56,23 @@ fn a_container_regrows_on_another_root_from_the_registry_alone() -> Result<()> {
     Ok(())
 }
 
+/// What a change of 1 MiB may cost on the wire: 1.12 to 1.2 MB as a rule, but how soon cuts fall in step again behind it is
+/// chance.
+const SMALL_CHANGE_BYTES_MAX: u64 = 1_300_000;
+
 #[test]
 fn a_second_push_after_a_change_of_a_megabyte_moves_little_more_than_that() -> Result<()> {
     let registry = Registry::start()?;
     let proxy = Proxy::before(registry.port)?;
-    let here = linked(&proxy.address())?;
+    let (here, there) = (linked(&proxy.address())?, empty_linked(&proxy.address())?);
+    little_more_than_the_change(&registry, &proxy, (&here, &there))
+}
+
+pub(crate) fn little_more_than_the_change(
+    registry: &Registry,
+    proxy: &Proxy,
+    (here, there): (&Stage, &Stage),
+) -> Result<()> {
     here.sh_ok("web", "dd if=/dev/urandom of=/srv.bin bs=1M count=24; mkdir /many; for i in $(seq 500); do echo $i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i$i > /many/$i; done")?;
     here.ok(&["push", "web"])?;
     let (up, _) = proxy.take();
@@ -70,27 +82,26 @@ fn a_second_push_after_a_change_of_a_megabyte_moves_little_more_than_that() -> R
     proxy.take();
     let pushed: Value = here.json(&["push", "web"])?;
     let (up, down) = proxy.take();
-    ensure!(pushed["new"] == serde_json::json!([2]), "{pushed}");
-    at_most("sent on the wire", up, 1_200_000)?;
-    at_most("received on the wire", down, 100_000)?;
-    at_most("growth of the registry", registry.bytes()? - before, 1_200_000)?;
-    let told = pushed["traffic"]["sent_bytes"].as_u64().unwrap_or_default();
+    ensure!(pushed.get("new") == Some(&serde_json::json!([2])), "{pushed}");
+    at_most("sent on the wire", up, SMALL_CHANGE_BYTES_MAX)?;
+    at_most("received on the wire", down, 20_000)?;
+    at_most("growth of the registry", registry.bytes()? - before, SMALL_CHANGE_BYTES_MAX)?;
+    let told = pushed.pointer("/traffic/sent_bytes").and_then(Value::as_u64).unwrap_or_default();
     ensure!(told > 1_000_000 && told <= up, "{told} told, {up} counted");
     // And the way back: the other side has the first generation.
-    let there = empty_linked(&proxy.address())?;
     there.ok(&["pull", "web"])?;
     here.sh_ok("web", "dd if=/dev/urandom of=/srv.bin bs=1M count=1 seek=3 conv=notrunc")?;
     here.ok(&["push", "web"])?;
     proxy.take();
     let pulled: Value = there.json(&["pull", "web"])?;
     let (up, down) = proxy.take();
-    ensure!(pulled["new"] == serde_json::json!([3]), "{pulled}");
-    at_most("received on the wire", up + down, 1_200_000)?;
+    ensure!(pulled.get("new") == Some(&serde_json::json!([3])), "{pulled}");
+    at_most("received on the wire", up + down, SMALL_CHANGE_BYTES_MAX)?;
     let sum = "sha256sum /srv.bin | cut -c 1-64";
     ensure!(here.sh_ok("web", sum)? == there.sh_ok("web", sum)?, "the files differ");
     // Nothing to do moves nothing.
     let again: Value = here.json(&["push", "web@3"])?;
-    ensure!(again["nothing_to_send"] == true, "{again}");
+    ensure!(again.get("nothing_to_send") == Some(&Value::Bool(true)), "{again}");
     Ok(())
 }
 

@@ -118,6 +118,25 @@ impl Registry {
         Ok(sum)
     }
 
+    /// Returns whether these bytes are anywhere in what it keeps, names of files among it.
+    pub(crate) fn contains(&self, bytes: &[u8]) -> Result<bool> {
+        let mut all = Vec::new();
+        files(self.dir.path(), &mut all)?;
+        ensure!(!all.is_empty(), "it keeps nothing");
+        for path in all {
+            let has = |text: &[u8]| text.windows(bytes.len()).any(|window| window == bytes);
+            if has(path.as_os_str().as_encoded_bytes()) || has(&fs::read(&path)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the directory of a repository, as Debian's has it.
+    pub(crate) fn repository_dir(&self, name: &str) -> PathBuf {
+        self.dir.path().join("data/docker/registry/v2/repositories").join(name)
+    }
+
     /// Returns the files of all blobs it has.
     pub(crate) fn blobs(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();

@@ -15,6 +15,7 @@
 //! environment       the trees of 1 k, 100 k, 1 M entries and the changes of a session
 //! registry          the registry beside docker-registry: pulls, pushes, small blobs, memory
 //! memory            what a supervisor holds while its container idles
+//! unpack            mode `unpack` beside zstd and tar
 //! travel            a container to another machine, again after a change of 1 %
 //! report            medians, ratios, Markdown
 //! ```
@@ -32,6 +33,7 @@ mod scratch;
 mod seal;
 mod session;
 mod travel;
+mod unpack;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ enum Benchmark {
     Seal(seal::Options),
     /// The registry beside docker-registry.
     Registry(registry::Options),
+    /// A start in mode `unpack` from a sealed generation, beside `zstd -d` and `tar -x` of the same tree.
+    Unpack(unpack::Options),
     /// A container to another machine and back after a change of 1 %, beside podman and rsync.
     Travel(travel::Options),
 }
@@ -68,5 +72,6 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         Benchmark::Seal(options) => seal::run(root, options),
         Benchmark::Registry(options) => registry::run(root, options),
         Benchmark::Travel(options) => travel::run(root, options),
+        Benchmark::Unpack(options) => unpack::run(root, options),
     }
 }

@@ -1,5 +1,6 @@
 //! Workers that fill files.
 
+use crate::crew::Crew;
 use crate::objects::{HashError, ObjectError, Objects, copy_file, hash_file};
 use crate::tree::attrs::{AttrIo, Attrs, Kind, Target};
 use crate::tree::cursor::EntryStat;
@@ -9,12 +10,7 @@ use perennial_core::sealed::object::ObjectId;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::ioctl_ficlone;
 use rustix::io::{Errno, write};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Condvar, Mutex, PoisonError};
-
-/// Files that wait for a worker: enough that none of them waits, and few descriptors.
-const QUEUE_MAX: usize = 64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A new, empty file.
 #[derive(Debug)]
@@ -32,20 +28,14 @@ pub(super) struct Job {
 /// What all workers share.
 #[derive(Debug, Default)]
 struct Shared {
-    failed: AtomicBool,
-    error: Mutex<Option<TreeError>>,
     bytes: AtomicU64,
     no_reflink: AtomicBool,
-    /// Jobs that are not done.
-    open: AtomicUsize,
-    lock: Mutex<()>,
-    idle: Condvar,
 }
 
 /// Workers and their queue.
 #[derive(Debug)]
 pub(super) struct Pool<'a> {
-    queue: SyncSender<Job>,
+    crew: &'a Crew<'a, Job>,
     shared: &'a Shared,
 }
 
@@ -57,48 +47,21 @@ impl Pool<'_> {
         work: impl FnOnce(&Pool<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let shared = Shared::default();
-        let (queue, jobs) = sync_channel(QUEUE_MAX);
-        let jobs = Mutex::new(jobs);
-        std::thread::scope(|scope| {
-            for _ in 0..workers.max(1) {
-                scope.spawn(|| Worker { objects, shared: &shared, io: AttrIo::default() }.run(&jobs));
-            }
-            let pool = Pool { queue, shared: &shared };
-            let done = work(&pool);
-            if done.is_err() {
-                shared.failed.store(true, Ordering::Relaxed);
-            }
-            drop(pool);
-            done
-        })
+        let worker = || {
+            let mut worker = Worker { objects, shared: &shared, io: AttrIo::default() };
+            move |job, failed: &AtomicBool| worker.fill(job, failed)
+        };
+        Crew::run(workers, worker, |crew| work(&Pool { crew, shared: &shared }))
     }
 
     /// Gives a file to the workers; waits where they have enough to do.
     pub(super) fn add(&self, job: Job) -> Result<(), TreeError> {
-        let path = job.path.clone();
-        self.shared.open.fetch_add(1, Ordering::Relaxed);
-        if self.queue.send(job).is_err() {
-            return Err(TreeError::system("copy", path, Errno::CANCELED));
-        }
-        self.failure()
+        self.crew.add(job)
     }
 
     /// Waits until all files are complete.
     pub(super) fn wait(&self) -> Result<(), TreeError> {
-        let mut guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.shared.open.load(Ordering::Acquire) > 0 {
-            guard = self.shared.idle.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(guard);
-        self.failure()
-    }
-
-    fn failure(&self) -> Result<(), TreeError> {
-        if !self.shared.failed.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let error = self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).take();
-        error.map_or(Ok(()), Err)
+        self.crew.wait()
     }
 
     /// Counts what an entry takes on disk.
@@ -119,33 +82,14 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn run(mut self, jobs: &Mutex<Receiver<Job>>) {
-        loop {
-            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = next else { return };
-            if !self.shared.failed.load(Ordering::Relaxed)
-                && let Err(error) = self.fill(job)
-            {
-                let mut first = self.shared.error.lock().unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert(error);
-                drop(first);
-                self.shared.failed.store(true, Ordering::Release);
-            }
-            if self.shared.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-                let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
-                self.shared.idle.notify_all();
-            }
-        }
-    }
-
-    fn fill(&mut self, job: Job) -> Result<(), TreeError> {
+    fn fill(&mut self, job: Job, failed: &AtomicBool) -> Result<(), TreeError> {
         let Job { file, content, attrs, path } = job;
         match &content {
             Content::Inline(bytes) => {
                 write_all(file.as_fd(), bytes).map_err(|errno| TreeError::system("write", path.clone(), errno))?;
             }
             Content::Object { id, size } => {
-                let copied = self.copy(id, *size, file.as_fd());
+                let copied = self.copy((id, *size), file.as_fd(), failed);
                 copied.map_err(|source| TreeError::Content { path: path.clone(), source: Box::new(source) })?;
             }
         }
@@ -157,9 +101,9 @@ impl Worker<'_> {
     }
 
     /// Copies an object and compares what was copied with its name.
-    fn copy(&self, id: &ObjectId, size: u64, file: BorrowedFd<'_>) -> Result<(), ObjectError> {
+    fn copy(&self, (id, size): (&ObjectId, u64), file: BorrowedFd<'_>, failed: &AtomicBool) -> Result<(), ObjectError> {
         let object = self.objects.open_sized(id, size)?;
-        let stop = || self.shared.failed.load(Ordering::Relaxed);
+        let stop = || failed.load(Ordering::Relaxed);
         let (found, _) = if self.reflink(object.as_fd(), file).map_err(ObjectError::system("clone", id))? {
             hash_file(object.as_fd(), &stop)?
         } else {

@@ -1,6 +1,7 @@
 //! Arguments of the commands that send and fetch containers and images.
 
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
 
 /// The login for a registry.
 #[derive(Debug, Args, Default, Clone)]
@@ -24,6 +25,9 @@ pub struct PushArgs {
     /// Send everything again, because something there is damaged; what is only there goes
     #[arg(long)]
     pub whole: bool,
+    /// Leave out keys that can read what is there and that the remote does not name (`remote set`)
+    #[arg(long)]
+    pub drop_recipients: bool,
     /// Login
     #[command(flatten)]
     pub login: LoginArgs,
@@ -54,7 +58,7 @@ pub struct FetchArgs {
 pub struct ImagePushArgs {
     /// Name or digest of the image
     pub image: String,
-    /// Where to, such as registry.example/name:tag
+    /// Where to, such as registry.example/name:tag; it is not encrypted, so that any engine can pull it
     pub reference: String,
     /// Speak HTTP without TLS
     #[arg(long)]
@@ -62,6 +66,23 @@ pub struct ImagePushArgs {
     /// Login
     #[command(flatten)]
     pub login: LoginArgs,
+}
+
+/// Keys of a remote.
+#[derive(Debug, Args, Default, Clone)]
+pub struct KeyArgs {
+    /// Encrypt everything that is sent there, images too, so that only holders of a key can read it
+    ///
+    /// With age (X25519), for the key of --identity and those of --recipient. Whoever keeps the registry still sees names
+    /// of containers, sizes, numbers and times, and can withhold things. Without a key nothing there can be read again.
+    #[arg(long)]
+    pub encrypt: bool,
+    /// File with our secret key, as `age-keygen` writes it [default: keys/NAME.txt in the root, made where it is missing]
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Key of another who can read it, too; `none` for nobody else. May be given several times
+    #[arg(long, value_name = "age1…|none")]
+    pub recipient: Vec<String>,
 }
 
 /// `remote`.
@@ -76,6 +97,17 @@ pub enum RemoteCommand {
         /// Speak HTTP without TLS
         #[arg(long)]
         plain_http: bool,
+        /// Keys
+        #[command(flatten)]
+        keys: KeyArgs,
+    },
+    /// Change the keys of a remote; what was encrypted stays so
+    Set {
+        /// Its name
+        name: String,
+        /// Keys
+        #[command(flatten)]
+        keys: KeyArgs,
     },
     /// List remotes
     Ls,

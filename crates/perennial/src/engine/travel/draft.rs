@@ -103,10 +103,10 @@ impl Engine {
             let added = adopted.new.into_iter().map(|(layer, _)| layer);
             layers.extend(added.filter(|layer| needed.contains(&layer.id)));
             has_theirs = merged.generations.iter().any(|generation| own.get(generation.seq).is_none());
-            if has_theirs {
-                // What their packs have may be put together with what is in any of these.
-                images = theirs.images;
-            }
+            images = theirs.images;
+            // What packs have that only they need may be put together with what is in any of these.
+            let is_needed = |at: &ImageAt| merged.generations.iter().any(|generation| generation.image == at.image);
+            images.retain(|at| has_theirs || is_needed(at));
             container.queue = if merged.generations.is_empty() { None } else { Some(merged) };
         }
         let generations = container.queue.iter().flat_map(|queue| &queue.generations);

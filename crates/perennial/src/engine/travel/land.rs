@@ -9,6 +9,7 @@
 //! frees what an attempt that was cut off has left.
 
 use super::contents::Capture;
+use super::fetch::{Unsealing, Wanted};
 use crate::engine::Engine;
 use crate::engine::thaw::Batch;
 use crate::failure::{Code, Failure, Result};
@@ -19,7 +20,7 @@ use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::travel::PackAt;
 use perennial_registry::progress::Progress;
-use perennial_registry::repository::{Part, Repository};
+use perennial_registry::repository::Repository;
 use perennial_store::atomic;
 use perennial_store::cold::{Cold, Gap, Incoming, Lent, PackPlace};
 use perennial_store::layer;
@@ -51,6 +52,7 @@ pub(super) struct Landing<'a> {
     engine: &'a Engine,
     progress: &'a dyn Progress,
     repositories: Vec<Repository>,
+    unsealing: Unsealing,
     /// Which repository has a pack, by the pack's number.
     packs: Vec<(usize, PackAt)>,
     incoming: Incoming,
@@ -75,11 +77,11 @@ impl<'a> Landing<'a> {
             repositories.push(repository);
         }
         let place = |(_, pack): &(usize, PackAt)| {
-            let PackAt { id, bytes, index_offset, .. } = *pack;
+            let PackAt { id, bytes, index_offset, .. } = pack.clone();
             PackPlace { id, bytes, index_offset }
         };
         let incoming = Incoming::open(spool, packs.iter().map(place).collect())?;
-        let mut landing = Self { engine, progress, repositories, packs, incoming };
+        let mut landing = Self { engine, progress, repositories, unsealing: Unsealing::default(), packs, incoming };
         landing.fetch_indexes()?;
         landing.incoming.load().map_err(damaged)?;
         Ok(landing)
@@ -118,16 +120,16 @@ impl<'a> Landing<'a> {
         for (number, repository) in self.repositories.iter().enumerate() {
             let of = |gap: &&Gap| self.packs.get(gap.pack).is_some_and(|(of, _)| *of == number);
             let mine: Vec<&Gap> = gaps.iter().filter(of).collect();
-            let mut parts = Vec::new();
+            let mut wanted = Vec::new();
             for gap in &mine {
                 let Some((_, pack)) = self.packs.get(gap.pack) else { continue };
-                parts.push(Part { digest: pack.digest.clone(), range: gap.range.clone(), name: pack.id.to_string() });
+                wanted.push(Wanted { pack, range: gap.range.clone() });
             }
-            let sink = |part: usize, offset: u64, bytes: &[u8]| {
-                let gap = mine.get(part).ok_or(io::ErrorKind::InvalidInput)?;
+            let sink = |number: usize, offset: u64, bytes: &[u8]| {
+                let gap = mine.get(number).ok_or(io::ErrorKind::InvalidInput)?;
                 self.incoming.put(gap.pack, offset, bytes)
             };
-            repository.read(&parts, &sink, self.progress)?;
+            self.unsealing.read(repository, &wanted, &sink, self.progress)?;
         }
         Ok(())
     }

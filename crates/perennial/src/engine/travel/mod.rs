@@ -3,12 +3,15 @@
 //! - [`remotes`]: places to send to. [`push`]: there; [`pull`]: back.
 //! - [`publish`]: images as any engine can pull them. [`sender`]: what is sent by itself.
 //! - `link`: an open repository with what is known of its packs; `contents`: contents on their way out.
+//! - [`keys`]: for whom what lies at some remotes is encrypted; `fetch`: out of packs, encrypted or not.
 //!
 //! What is on its way lies in `<root>/travel/`: whoever is cut off goes on there. It may be removed at any time.
 
 mod contents;
 mod draft;
+mod fetch;
 mod image;
+pub mod keys;
 mod land;
 mod link;
 mod load;
@@ -23,6 +26,7 @@ use crate::cli::args::LoginArgs;
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::{ContainerName, Seq};
+use perennial_core::travel::cipher::Dropping;
 use perennial_registry::credentials::{self, Credentials, CredentialsError, Login};
 use perennial_registry::repository::Traffic;
 use perennial_store::layer;
@@ -45,6 +49,8 @@ pub struct Order {
     pub tries_max: u32,
     /// Whether everything is sent again, because something there is damaged.
     pub is_whole: bool,
+    /// Whether somebody may be left out who can read what is there.
+    pub dropping: Dropping,
 }
 
 /// Tries where somebody waits.
@@ -54,7 +60,8 @@ impl Order {
     /// Makes the order of a command.
     pub fn new(name: ContainerName, remote: Option<String>, login: &LoginArgs) -> Result<Self> {
         let credentials = login_of(login)?;
-        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max: TRIES_ASKED, is_whole: false })
+        let (tries_max, dropping) = (TRIES_ASKED, Dropping::Refused);
+        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max, dropping, is_whole: false })
     }
 }
 

@@ -21,6 +21,7 @@ use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId, Seq};
 use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerKind, LayerOrigin, LayerRecord};
+use perennial_core::travel::cipher::Secrecy;
 use perennial_core::travel::history::{Mark, Relation, marks, relate};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
@@ -109,9 +110,12 @@ impl Engine {
                 .hint("`perennial doctor` says what it lacks; `perennial export` on the other machine writes an image")
         })?;
         let remote = self.remote(order.remote.as_deref())?;
-        let link = Link { remote, credentials: order.credentials.clone(), tries_max: order.tries_max };
+        let link = Link::new(remote, order)?;
         let repository = link.open(of_container(&link.remote.prefix, &order.name), Access::Pull)?;
-        let there = there(&repository, find(&repository, CONTAINER_TAG)?)?;
+        let there = there(&repository, find(&link, &repository, CONTAINER_TAG)?)?;
+        if link.secrecy() == Secrecy::Encrypted && there.container.name != order.name {
+            return Err(misplaced(&repository, &there.container.name));
+        }
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let spool = format!("pull-{}-{name}", link.remote.name);
         let _lock = self.root.lock_travel(&spool, Wait::Forever)?;
@@ -448,6 +452,13 @@ fn there(repository: &Repository, found: Option<Found>) -> Result<There> {
             Err(Failure::new(Code::NotFound, format!("{} has an image, not a container", repository.name())))
         }
     }
+}
+
+/// What is encrypted was sent under a name; who cannot read it can still put it under another one.
+fn misplaced(repository: &Repository, name: &ContainerName) -> Failure {
+    let message =
+        format!("what {} has was sent as {name}: somebody has put it where it does not belong", repository.name());
+    Failure::new(Code::Damaged, message).hint("nothing was changed; push the container again from where it is whole")
 }
 
 fn seqs(container: &Container) -> BTreeSet<Seq> {

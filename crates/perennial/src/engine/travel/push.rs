@@ -18,7 +18,6 @@ use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::{ContainerId, Digest, Seq};
 use perennial_core::sealed::pack::Index;
-use perennial_core::travel::artifact::Artifact;
 use perennial_core::travel::history::{Mark, Relation, marks, relate};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
 use perennial_core::travel::remote::Tracking;
@@ -69,9 +68,9 @@ impl Engine {
         let remote = self.remote(order.remote.as_deref())?;
         let id = self.seen(&order.name)?.value.id;
         let lock = self.root.lock_travel(&format!("{id}-{}", remote.name), Wait::Forever)?;
-        let link = Link { remote, credentials: order.credentials.clone(), tries_max: order.tries_max };
-        let done = self.push_locked(&id, order, &link, progress);
-        let mut tracking = self.tracking(&id, &link.remote.name)?;
+        let name = remote.name.clone();
+        let done = Link::new(remote, order).and_then(|link| self.push_locked(&id, order, &link, progress));
+        let mut tracking = self.tracking(&id, &name)?;
         tracking.tried_at = Some(self.now());
         match &done {
             Ok(_) => (tracking.failures, tracking.error) = (0, None),
@@ -80,7 +79,7 @@ impl Engine {
                 tracking.error = Some(failure.one_line());
             }
         }
-        self.track(&id, &link.remote.name, &tracking)?;
+        self.track(&id, &name, &tracking)?;
         drop(lock);
         done
     }
@@ -89,7 +88,7 @@ impl Engine {
         let load = self.load(id, order.until)?;
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
-        let mut found = find(&repository, CONTAINER_TAG)?;
+        let mut found = find(link, &repository, CONTAINER_TAG)?;
         let tracking = self.tracking(id, &link.remote.name)?;
         let ours = our_marks(&load, &tracking, order);
         let theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
@@ -108,6 +107,7 @@ impl Engine {
         let elsewhere = self.send_images(&mut sending, &load, &mut draft)?;
         let standing = standing(&repository, found.as_mut(), &draft, order)?;
         if let Some(found) = &found
+            && !link.has_other_readers(&repository, &found.parcel)?
             && draft.is_same(&found.parcel)
             && !standing.loses_base
             && !is_whole
@@ -139,7 +139,8 @@ impl Engine {
         let mut elsewhere = Vec::new();
         for image in &load.images {
             let layers = load.records(image.layers.iter().cloned());
-            let (at, mut indexes) = self.send_image(sending, image, &layers)?;
+            let place = images.get(&image.digest).and_then(|at| at.place);
+            let (at, mut indexes) = self.send_image(sending, (image, &layers), place)?;
             images.insert(at.image.clone(), at);
             elsewhere.append(&mut indexes);
         }
@@ -161,22 +162,19 @@ impl Engine {
         let layers = load.own();
         let contents =
             Contents::Container { container: Box::new(draft.container), past: draft.past, images: draft.images };
-        let packs = Vec::new();
-        let mut parcel = Parcel { contents, layers: draft.layers, packs, sent: sending.sender.clone() };
+        let (link, sent, packs) = (sending.link, sending.sender.clone(), Vec::new());
+        let mut parcel = Parcel { contents, layers: draft.layers, packs, sent, recipients: link.recipients() };
         // As whoever fetches it will: before anything is sent, and once more with what it names.
         parcel.check().map_err(unsendable)?;
         let consignment = Consignment { repository, spool: spool.clone(), layers: &layers, elsewhere, there, standing };
-        parcel.packs = self.send_packs(consignment, sending.progress)?;
+        parcel.packs = self.send_packs(consignment, sending)?;
         parcel.check().map_err(unsendable)?;
-        let bytes = parcel.encode();
-        let blob = repository.send_document(&bytes)?;
-        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let blobs: Vec<_> = parcel.packs.iter().map(|pack| (pack.digest.clone(), pack.bytes)).collect();
-        let manifest = Artifact::new((blob, length), &blobs, annotations(&parcel)).encode();
+        let annotations = annotations(&parcel);
+        let manifest = link.send_parcel(repository, parcel, annotations)?;
         let expected = found.as_ref().map_or(Expected::Nothing, |found| Expected::This(&found.tagged));
         let digest = repository
             .put_manifest(CONTAINER_TAG, &manifest, &expected)
-            .map_err(|error| raced(repository, &self.machine(), error))?;
+            .map_err(|error| raced(link, repository, &self.machine(), error))?;
         self.clear_spool(&spool);
         Ok((digest, draft.new))
     }
@@ -270,11 +268,11 @@ fn conflict(repository: &Repository, (order, machine): (&Order, &str), relation:
     ))
 }
 
-fn raced(repository: &Repository, machine: &str, error: RepositoryError) -> Failure {
+fn raced(link: &Link, repository: &Repository, machine: &str, error: RepositoryError) -> Failure {
     if !matches!(error, RepositoryError::Changed { .. }) {
         return error.into();
     }
-    let by = match find(repository, CONTAINER_TAG) {
+    let by = match find(link, repository, CONTAINER_TAG) {
         Ok(Some(Found { parcel: Parcel { sent, .. }, .. })) => format!(" by {} on {}", sent.by, sent.machine),
         Ok(None) | Err(_) => String::new(),
     };

@@ -1,6 +1,8 @@
 //! Places in registries to send containers to, and what is known of what was sent.
 
+use super::keys::KeyOrder;
 use crate::engine::Engine;
+use crate::engine::records::Doc;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::format::{self, Format};
@@ -10,6 +12,7 @@ use perennial_core::travel::history::Mark;
 use perennial_core::travel::place::parse_address;
 use perennial_core::travel::remote::{Remote, Tracking};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
+use std::path::PathBuf;
 
 /// What of a container is not at the remote it is to be sent to.
 #[derive(Debug, Clone)]
@@ -20,6 +23,15 @@ pub struct Unsent {
     pub generations: Vec<Generation>,
     /// What is known of it there.
     pub tracking: Tracking,
+}
+
+/// A place that was added or changed.
+#[derive(Debug, Clone)]
+pub struct Added {
+    /// The place.
+    pub remote: Remote,
+    /// The file of a key that was made for it.
+    pub key_made: Option<PathBuf>,
 }
 
 impl Unsent {
@@ -34,19 +46,36 @@ impl Engine {
     ///
     /// # Errors
     /// Where name or address are not valid, or the name is taken.
-    pub fn add_remote(&self, name: &str, address: &str, plain_http: bool) -> Result<Remote> {
+    pub fn add_remote(&self, name: &str, address: &str, plain_http: bool, keys: &KeyOrder) -> Result<Added> {
         Self::parse_name(name).map_err(|failure| failure.while_doing(format!("{name:?} cannot be a remote's name")))?;
         let (registry, prefix) = parse_address(address).map_err(|error| Failure::new(Code::Usage, error))?;
         let plain_http = plain_http || address.starts_with("http://");
-        let remote = Remote { name: name.to_owned(), registry, prefix, plain_http, added_at: self.now() };
         let key = keys::remote(name);
         if self.records.get(&key)?.is_some() {
-            return Err(Failure::new(Code::Conflict, format!("there is a remote {name} already"))
-                .hint(format!("`perennial remote rm {name}` removes it; nothing in the registry changes by that")));
+            return Err(Failure::new(Code::Conflict, format!("there is a remote {name} already")).hint(format!(
+                "`perennial remote set {name}` changes its keys; `perennial remote rm {name}` removes it, and nothing in \
+                 the registry changes by that"
+            )));
         }
-        let transaction = Transaction::new().expect(&key, 0).put(&key, format::encode(Format::Remote, &remote));
-        self.records.commit(&transaction)?;
-        Ok(remote)
+        let (encryption, key_made) = self.encryption(name, None, keys)?;
+        let name = name.to_owned();
+        let remote = Remote { name, registry, prefix, plain_http, encryption, added_at: self.now() };
+        self.records.commit(&Transaction::new().expect(&key, 0).put(&key, remote.encode()))?;
+        Ok(Added { remote, key_made })
+    }
+
+    /// Changes the keys of a place. What was encrypted never becomes plain by that.
+    ///
+    /// # Errors
+    /// Where there is none of that name, or a key cannot be used.
+    pub fn set_remote(&self, name: &str, keys: &KeyOrder) -> Result<Added> {
+        self.remote(Some(name))?;
+        let key = keys::remote(name);
+        let doc: Doc<Remote> = self.read(Format::Remote, &key)?.ok_or_else(|| unknown(name))?;
+        let (encryption, key_made) = self.encryption(name, doc.value.encryption.as_ref(), keys)?;
+        let remote = Remote { encryption, ..doc.value };
+        self.records.commit(&Transaction::new().expect(&key, doc.revision).put(&key, remote.encode()))?;
+        Ok(Added { remote, key_made })
     }
 
     /// Returns all places to send to, by name.
@@ -57,12 +86,12 @@ impl Engine {
         Ok(self.read_all(Format::Remote, keys::REMOTES)?.into_iter().map(|doc| doc.value).collect())
     }
 
-    /// Forgets a place; what is in the registry stays.
+    /// Forgets a place, and returns it; what is in the registry stays, and so does its key.
     ///
     /// # Errors
     /// Where there is none, or a container is sent to it by itself.
-    pub fn remove_remote(&self, name: &str) -> Result<()> {
-        self.remote(Some(name))?;
+    pub fn remove_remote(&self, name: &str) -> Result<Remote> {
+        let remote = self.remote(Some(name))?;
         let needing = self.containers()?.into_iter().find(|doc| doc.value.policy.push.as_deref() == Some(name));
         if let Some(doc) = needing {
             let container = doc.value.name;
@@ -74,7 +103,7 @@ impl Engine {
             transaction = transaction.delete(keys::tracking(&doc.value.id, name));
         }
         self.records.commit(&transaction)?;
-        Ok(())
+        Ok(remote)
     }
 
     /// Returns a place by its name, or the only one there is.
@@ -85,10 +114,7 @@ impl Engine {
         let mut remotes = self.remotes()?;
         if let Some(name) = name {
             let found = remotes.into_iter().find(|remote| remote.name == name);
-            return found.ok_or_else(|| {
-                Failure::new(Code::NotFound, format!("there is no remote {name}"))
-                    .hint("`perennial remote ls` lists them; `perennial remote add NAME HOST/PATH` adds one")
-            });
+            return found.ok_or_else(|| unknown(name));
         }
         match (remotes.pop(), remotes.is_empty()) {
             (Some(only), true) => Ok(only),
@@ -130,4 +156,9 @@ impl Engine {
         let generations: Vec<Generation> = generations.filter(|generation| !is_there(generation)).cloned().collect();
         Ok(if generations.is_empty() { None } else { Some(Unsent { remote, generations, tracking }) })
     }
+}
+
+fn unknown(name: &str) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no remote {name}"))
+        .hint("`perennial remote ls` lists them; `perennial remote add NAME HOST/PATH` adds one")
 }

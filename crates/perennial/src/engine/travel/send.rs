@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! what is there (its indexes) ─▶ pack what is not ─▶ travel/<what>/*.pack ─▶ registry ─▶ parcel, tag ─▶ gone here
+//!                                                   └▶ *.age where the remote is encrypted ─▶
 //! ```
 
 use super::contents::Contents;
+use super::keys::Sealer;
+use super::push::Sending as Push;
 use crate::engine::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::layers::LayerRecord;
@@ -12,11 +15,13 @@ use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{Index, Section};
 use perennial_core::travel::PackAt;
 use perennial_core::travel::send::{Sending, Standing, plan};
-use perennial_registry::progress::Progress;
 use perennial_registry::repository::{Repository, Upload, sum};
+use perennial_store::atomic;
 use perennial_store::cold::{Known, Outgoing, OutgoingError, OutgoingPack};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 /// What is to be sent, and what is there.
@@ -66,16 +71,16 @@ impl Engine {
     }
 
     /// Packs and sends what a repository lacks of layers; returns the packs that hold all of it then.
-    pub(super) fn send_packs(&self, consignment: Consignment<'_>, progress: &dyn Progress) -> Result<Vec<PackAt>> {
+    pub(super) fn send_packs(&self, consignment: Consignment<'_>, sending: &Push<'_>) -> Result<Vec<PackAt>> {
         let Consignment { repository, spool, layers, elsewhere, mut there, standing } = consignment;
-        let sending = plan(&there, self.needed_bytes(layers)?, standing);
-        if sending == Sending::Afresh {
+        let planned = plan(&there, self.needed_bytes(layers)?, standing);
+        if planned == Sending::Afresh {
             there.clear();
         }
         let mut known = Known::default();
-        let mut basis = format!("{}\n{sending:?}\n{}\n", repository.name(), standing.is_whole).into_bytes();
+        let mut basis = format!("{}\n{planned:?}\n{}\n", repository.name(), standing.is_whole).into_bytes();
         for index in &self.indexes(repository, &there)? {
-            match sending {
+            match planned {
                 Sending::GoOn | Sending::Afresh => known.add(index),
                 Sending::Doubt => known.add_chunks(index),
             }
@@ -92,15 +97,30 @@ impl Engine {
         }
         let packed = self.pack_outgoing(outgoing, layers)?;
         let known: BTreeSet<ObjectId> = there.iter().map(|pack| pack.id).collect();
-        let mut uploads = Vec::new();
+        let (mut uploads, mut sent) = (Vec::new(), Vec::new());
+        let sealer = match &sending.link.keys {
+            Some(_) => Some(Sealer::open(&self.spool_dir(&spool))?),
+            None => None,
+        };
         for pack in packed.into_iter().filter(|pack| !known.contains(&pack.id)) {
             let OutgoingPack { id, path, bytes, index_offset, content_bytes } = pack;
-            let file = File::open(&path)?;
-            let (digest, _) = sum(&file)?;
-            there.push(PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes });
-            uploads.push(Upload { digest, file, bytes, name: id.to_string() });
+            let (file, cipher) = match &sealer {
+                Some(sealer) => sealer.seal(&id, &path, bytes).map(|(file, cipher)| (file, Some(cipher)))?,
+                None => (File::open(&path)?, None),
+            };
+            let (digest, blob_bytes) = sum(&file)?;
+            there.push(PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes, cipher });
+            uploads.push(Upload { digest, file, bytes: blob_bytes, name: id.to_string() });
+            sent.push((id, path, index_offset..bytes));
         }
-        repository.send_blobs(&uploads, progress)?;
+        repository.send_blobs(&uploads, sending.progress)?;
+        let directory = atomic::open_directory(&self.index_dir()?)?;
+        for (id, path, range) in sent {
+            let mut index = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
+            File::open(path)?.read_exact_at(&mut index, range.start)?;
+            // Only so that the next push need not ask for it.
+            atomic::write_unsynced(directory.as_fd(), &id.to_string(), &index).ok();
+        }
         Ok(there)
     }
 

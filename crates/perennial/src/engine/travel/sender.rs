@@ -17,6 +17,7 @@ use crate::failure::{Failure, Result};
 use perennial_core::check::{Finding, Severity};
 use perennial_core::container::{Condition, ConditionKind, Container};
 use perennial_core::id::ContainerId;
+use perennial_core::travel::cipher::Dropping;
 use perennial_core::travel::remote::pause_s;
 use perennial_registry::progress::Silent;
 use perennial_registry::repository::RepositoryError;
@@ -77,6 +78,7 @@ impl Engine {
                 credentials: stored_login(),
                 tries_max: 1,
                 is_whole: false,
+                dropping: Dropping::Refused,
             };
             match self.push(&order, &Silent) {
                 Ok(pushed) if pushed.is_nothing && self.unsent(&self.container(id)?.value)?.is_some() => return Ok(()),
