@@ -363,6 +363,19 @@ fn the_frozen_parcel_means_what_it_meant() {
 }
 
 #[test]
+fn indexes_that_would_fill_the_memory_are_refused() {
+    let mut many = parcel();
+    let (first, bytes) = (many.packs[0].clone(), 16 << 20);
+    let pack =
+        |number: u32| PackAt { id: ObjectId::of(&number.to_le_bytes()), bytes, index_offset: 0, ..first.clone() };
+    many.packs = (0..64).map(pack).collect();
+    assert_eq!(many.check(), Ok(()));
+    many.packs.push(pack(64));
+    let said = many.check().expect_err("they are too long").to_string();
+    assert!(said.contains("bytes in the indexes of all packs"), "{said}");
+}
+
+#[test]
 fn a_parcel_that_contradicts_itself_is_refused() {
     let whole: Value = serde_json::from_slice(&parcel().encode()).expect("encode writes JSON");
     let refused = |pointer: &str, value: Value| {
@@ -379,6 +392,7 @@ fn a_parcel_that_contradicts_itself_is_refused() {
         ("/layers/1/id", json!("0000000000000001"), "two layers have one id"),
         ("/packs/0/bytes", json!(unlimited), "bytes in a pack"),
         ("/packs/0/index_offset", json!(1000), "the index of a pack is not in the pack"),
+        ("/packs/0/bytes", json!(17 << 20), "bytes in the index of a pack"),
         ("/images", json!([]), "the images are not those of the container"),
         ("/container/phase", serde_json::to_value(exiting()).expect("JSON"), "does not run"),
         ("/container/policy/keep", json!(0), "no queue can follow the policy"),
