@@ -109,17 +109,18 @@ impl Engine {
                 None => (File::open(&path)?, None),
             };
             let (digest, blob_bytes) = sum(&file)?;
-            there.push(PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes, cipher });
+            let pack = PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes, cipher };
+            sent.push((Self::index_name(repository, &pack), path, index_offset..bytes));
+            there.push(pack);
             uploads.push(Upload { digest, file, bytes: blob_bytes, name: id.to_string() });
-            sent.push((id, path, index_offset..bytes));
         }
         repository.send_blobs(&uploads, sending.progress)?;
         let directory = atomic::open_directory(&self.index_dir()?)?;
-        for (id, path, range) in sent {
+        for (name, path, range) in sent {
             let mut index = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
             File::open(path)?.read_exact_at(&mut index, range.start)?;
             // Only so that the next push need not ask for it.
-            atomic::write_unsynced(directory.as_fd(), &id.to_string(), &index).ok();
+            atomic::write_unsynced(directory.as_fd(), &name, &index).ok();
         }
         Ok(there)
     }
