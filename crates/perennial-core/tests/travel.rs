@@ -17,7 +17,7 @@ use perennial_core::travel::place::{component, hidden, of_container, of_hidden_i
 use perennial_core::travel::remote::{Tracking, pause_s};
 use perennial_core::travel::send::{Sending, Standing, plan};
 use perennial_core::travel::settings::disarm;
-use perennial_core::travel::{PACKS_MAX, PackAt};
+use perennial_core::travel::{PACKS_MAX, PackAt, TEXT_BYTES_MAX, clean};
 use std::collections::BTreeMap;
 
 fn image(byte: u8) -> Digest {
@@ -223,6 +223,45 @@ fn tries_that_fail_become_rarer_and_never_end() {
     assert!(!tracking.is_due(at(109)) && tracking.is_due(at(110)));
     assert!(Tracking { failures: 0, ..tracking }.is_due(at(100)), "the last try did not fail");
     assert!(Tracking::default().is_due(at(0)));
+}
+
+#[test]
+fn what_is_lacking_is_what_is_kept_and_what_was_let_go_before_it_was_sent() {
+    let all = queue(&[(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a")]);
+    let kept = |seqs: &[u64]| {
+        let mut queue = all.clone();
+        queue.generations.retain(|generation| seqs.contains(&generation.seq.0));
+        queue
+    };
+    for (sent, here, lacking, gone) in [
+        (&[][..], &[1, 2, 3, 4, 5][..], &[1, 2, 3, 4, 5][..], 0),
+        (&[1, 2], &[2, 3, 4, 5], &[3, 4, 5], 0),
+        (&[1, 2], &[4, 5], &[4, 5], 1),
+        (&[], &[4, 5], &[4, 5], 3),
+        // What was there once may go, and what is older than that does not count.
+        (&[1, 2, 3, 4, 5], &[4, 5], &[], 0),
+        (&[5], &[4, 5], &[4], 0),
+    ] {
+        let tracking = Tracking { marks: marks(&[], Some(&kept(sent))), ..Tracking::default() };
+        let found = tracking.lacks(&kept(here));
+        let seqs: Vec<u64> = found.generations.iter().map(|generation| generation.seq.0).collect();
+        assert_eq!((seqs.as_slice(), found.gone), (lacking, gone), "{sent:?} {here:?}");
+    }
+    let mut damaged = all.clone();
+    damaged.generations[4].health = Health::Damaged;
+    let tracking = Tracking { marks: marks(&[], Some(&kept(&[1, 2, 3, 4]))), ..Tracking::default() };
+    assert_eq!(tracking.lacks(&damaged).generations, [], "what is damaged cannot be sent");
+}
+
+#[test]
+fn a_text_that_is_clean_can_be_shown() {
+    for (text, expected) in
+        [("ann(0)", "ann(0)"), ("ann\tb", "ann?b"), ("\u{1b}[2J\u{9b}1m", "?[2J?1m"), ("äöü", "äöü")]
+    {
+        assert_eq!(clean(text), expected);
+    }
+    assert_eq!(clean(&"ä".repeat(TEXT_BYTES_MAX)).len(), TEXT_BYTES_MAX);
+    assert_eq!(clean(&"€".repeat(TEXT_BYTES_MAX)).len(), TEXT_BYTES_MAX - 1);
 }
 
 fn sealed(number: u64, content: &[u8], kind: LayerKind) -> LayerRecord {

@@ -3,6 +3,7 @@
 use super::cipher::Recipient;
 use super::history::Mark;
 use crate::format::{self, Format};
+use crate::generations::{Generation, Health, Queue};
 use crate::id::Digest;
 use crate::time::Time;
 use alloc::string::String;
@@ -75,7 +76,29 @@ pub fn pause_s(failures: u32) -> u32 {
     doubled.min(PAUSE_LONGEST_S)
 }
 
+/// What of a container is not at a remote.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Lacking {
+    /// Generations that can still be sent, oldest first.
+    pub generations: Vec<Generation>,
+    /// How many were let go since something was there last, and were never there.
+    pub gone: u64,
+}
+
 impl Tracking {
+    /// Returns what of a queue is not there. What is damaged is left out: it cannot be sent.
+    #[must_use]
+    pub fn lacks(&self, queue: &Queue) -> Lacking {
+        let is_lacking = |generation: &&Generation| {
+            generation.health != Health::Damaged && !self.marks.contains(&Mark::of(generation))
+        };
+        let generations: Vec<Generation> = queue.generations.iter().filter(is_lacking).cloned().collect();
+        let last = self.marks.last().map_or(0, |mark| mark.seq.0);
+        let made = queue.next_seq.0.saturating_sub(last).saturating_sub(1);
+        let kept = queue.generations.iter().filter(|generation| generation.seq.0 > last).count();
+        Lacking { generations, gone: made.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX)) }
+    }
+
     /// Returns whether another try is due.
     #[must_use]
     pub fn is_due(&self, now: Time) -> bool {

@@ -180,3 +180,34 @@ fn a_small_push_stays_small_where_the_registry_has_much_that_is_not_here() -> Re
     }
     Ok(())
 }
+
+#[test]
+fn a_name_with_control_characters_stops_nobody() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.with_env("USER", "ann\tb").ok(&["run", "web", "--image", "box", "--", "sh", "-c", "echo 1 > /n"])?;
+    for number in 2..=3 {
+        here.with_env("USER", "ann\tb").ok(&["push", "web"])?;
+        here.sh_ok("web", &format!("echo {number} > /n"))?;
+    }
+    here.ok(&["push", "web"])?;
+    let there = empty_linked(&registry.address())?;
+    there.ok(&["pull", "web"])?;
+    ensure!(there.seqs("web")? == [1, 2, 3]);
+    Ok(())
+}
+
+#[test]
+fn what_one_registry_says_is_in_a_pack_is_not_believed_of_another() -> Result<()> {
+    let (honest, other) = (Registry::start()?, Registry::start()?);
+    let here = linked(&honest.address())?;
+    here.sh_ok("web", BIG)?;
+    here.ok(&["push", "web"])?;
+    let kept = || crate::stage::names(&here.root().join("travel/indexes"));
+    let of_one = kept()?;
+    here.ok(&["remote", "add", "other", &format!("{}/team", other.address())])?;
+    here.ok(&["push", "web", "other"])?;
+    let of_both = kept()?;
+    ensure!(!of_one.is_empty() && of_both.len() == 2 * of_one.len(), "{of_one:?} {of_both:?}");
+    Ok(())
+}

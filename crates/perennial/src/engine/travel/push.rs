@@ -95,7 +95,13 @@ impl Engine {
         let past = theirs.as_ref().map(|theirs| marks(&theirs.past, theirs.container.queue.as_ref()));
         match (relate(&ours, past.as_deref().unwrap_or_default()), &found) {
             (Relation::Ahead | Relation::Same, _) | (_, None) => {}
-            (Relation::Behind, Some(_)) => return Ok(nothing(&repository, &load, past.unwrap_or_default())),
+            (Relation::Behind, Some(found)) => {
+                // It may not be known here that what is here has arrived.
+                let theirs = past.unwrap_or_default();
+                let arrived: Vec<Mark> = ours.into_iter().filter(|mark| theirs.contains(mark)).collect();
+                self.remember(id, link, order, (&arrived, &found.tagged.digest))?;
+                return Ok(nothing(&repository, &load, theirs));
+            }
             (relation @ (Relation::Diverged { .. } | Relation::Unrelated), Some(found)) => {
                 return Err(conflict(&repository, (order, &self.machine()), relation, &found.parcel.sent));
             }
