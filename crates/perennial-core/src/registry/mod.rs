@@ -8,9 +8,11 @@
 //! - [`upload`]: what is kept of an upload that is not finished, and of a registry's directory.
 //! - [`page`]: a part of a long list.
 //! - [`access`]: who may do what; [`quota`]: how much a repository may hold.
+//! - [`bounds`]: what one client may take of what all share.
 //! - [`collect`]: which blobs nothing needs any more.
 
 pub mod access;
+pub mod bounds;
 pub mod collect;
 pub mod fault;
 pub mod manifest;

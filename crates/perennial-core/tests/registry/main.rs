@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
 
 mod access;
+mod bounds;
 mod collect;
 mod requests;

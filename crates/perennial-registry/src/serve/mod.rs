@@ -88,7 +88,7 @@ pub struct Options {
     pub scrub: Option<Scrub>,
     /// How long a client may send or take nothing while it should.
     pub patience: Duration,
-    /// Most connections at once; more wait.
+    /// Most connections at once; more wait. Fewer where this process cannot open the files for so many.
     pub connections_max: usize,
     /// How long open connections are waited for at the end.
     pub grace_of_end: Duration,
@@ -154,11 +154,12 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`] where it cannot begin.
 pub async fn serve(
-    options: Options,
+    mut options: Options,
     ready: impl FnOnce(SocketAddr),
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let _in_use = prepare(&options)?;
+    options.connections_max = net::connections(options.connections_max, &options.log);
     let tls = options.tls.as_ref().map(net::acceptor).transpose()?;
     let app = Arc::new(open(options)?);
     let address = app.options.listen;

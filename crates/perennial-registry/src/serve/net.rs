@@ -1,11 +1,14 @@
 //! Connections: how many, how patient with each, and how they end.
 
 use super::app::{App, answer};
-use super::log::Level;
+use super::log::{Level, Log};
+use super::trouble::Trouble;
 use super::{ServeError, Tls};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use perennial_core::registry::bounds::{connections_that_fit, files_needed};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::convert::Infallible;
 use std::future::Future as _;
@@ -46,6 +49,27 @@ pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// Lets this process have the files that its connections need; returns how many connections that is enough for.
+pub(crate) fn connections(asked: usize, log: &Log) -> usize {
+    let needed = files_needed(asked);
+    let present = getrlimit(Resource::Nofile);
+    let most = present.maximum.unwrap_or(u64::MAX);
+    let mut files = present.current.unwrap_or(u64::MAX);
+    if files < needed {
+        let wanted = Rlimit { current: Some(needed.min(most)), maximum: present.maximum };
+        // What is not granted is told below.
+        if setrlimit(Resource::Nofile, wanted).is_ok() {
+            files = needed.min(most);
+        }
+    }
+    let fit = connections_that_fit(asked, files);
+    if fit < asked {
+        let fields = vec![("asked", json!(asked)), ("connections", json!(fit)), ("files", json!(files))];
+        log.line(Level::Warning, "connections_fewer", fields);
+    }
+    fit
+}
+
 /// Takes connections until `ending`, then lets those finish that are open.
 pub(crate) async fn accept(
     app: &Arc<App>,
@@ -55,19 +79,30 @@ pub(crate) async fn accept(
 ) {
     let slots = Arc::new(Semaphore::new(app.options.connections_max));
     let mut end = ending.clone();
+    let mut is_failing = false;
     loop {
         let taken = async {
+            // The semaphore is never closed.
             let slot = Arc::clone(&slots).acquire_owned().await;
             (slot, listener.accept().await)
         };
-        let (slot, stream) = tokio::select! {
+        let (slot, accepted) = tokio::select! {
             _ = end.wait_for(|is_ending| *is_ending) => break,
-            (Ok(slot), Ok((stream, _))) = taken => (slot, stream),
-            else => {
+            taken = taken => taken,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Once, not ten times a second for as long as it lasts.
+                if !is_failing {
+                    app.trouble("accept_failed", "connection", &Trouble::io("cannot take a connection")(error));
+                }
+                is_failing = true;
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
+        is_failing = false;
         let (app, tls, ending) = (Arc::clone(app), tls.clone(), ending.clone());
         app.metrics.connections.inc();
         tokio::spawn(async move {

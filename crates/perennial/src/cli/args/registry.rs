@@ -77,7 +77,7 @@ pub struct RegistryArgs {
     /// End connections that send or take nothing for this long while they should
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub patience: String,
-    /// Most connections at once; more wait
+    /// Most connections at once; more wait. Each needs two open files
     #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
     pub connections: usize,
 }
