@@ -167,7 +167,8 @@ fn a_registry_that_could_not_take_a_connection_takes_it_when_it_can() -> Result<
     let mut stream = TcpStream::connect(&registry.address)?;
     stream.set_read_timeout(Some(SOON))?;
     write!(stream, "GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let has_failed = || fs::read_to_string(storage.with_extension("log")).is_ok_and(|log| log.contains("accept_failed"));
+    let has_failed =
+        || fs::read_to_string(storage.with_extension("log")).is_ok_and(|log| log.contains("accept_failed"));
     wait_until("the refusal", SOON, || Ok(has_failed()))?;
     prlimit(Some(pid), Resource::Nofile, before)?;
     let mut answer = String::new();

@@ -2,7 +2,7 @@
 
 use super::auth::{Auth, Rights};
 use super::log::Level;
-use super::meta::{Meta, lock};
+use super::meta::Meta;
 use super::metrics::Metrics;
 use super::reply::{self, Reply};
 use super::staging::Staging;
@@ -21,12 +21,22 @@ use perennial_core::registry::query::Query;
 use perennial_core::registry::route::Route;
 use perennial_core::time::Time;
 use serde_json::json;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 /// Locks for digests: enough that two uploads seldom share one.
 const LOCKS: usize = 64;
+/// Threads that read blobs at once. More would wait for the same disk.
+pub(crate) const READS_MAX: usize = 24;
+/// Blobs that are published at once.
+pub(crate) const PUBLISHES_MAX: usize = 16;
+/// Blobs that are summed at once, where there are so many processors.
+pub(crate) const SUMS_MAX: usize = 8;
+/// How many times its patience a request waits for its turn at the store.
+const TURN_PATIENCES: u32 = 5;
 /// Most bytes of a body that nobody wants that are read, so that the client reads the answer.
 const DRAIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How long that may take.
@@ -45,8 +55,12 @@ pub(crate) struct App {
     /// Blobs that are being sent.
     pub(crate) streams: AtomicUsize,
     /// How many blobs may be summed at once.
-    pub(crate) summing: tokio::sync::Semaphore,
-    pub(crate) locks: [Mutex<()>; LOCKS],
+    pub(crate) summing: Semaphore,
+    /// How many threads may read blobs at once.
+    pub(crate) reads: Arc<Semaphore>,
+    /// How many blobs may be published at once.
+    pub(crate) publishes: Arc<Semaphore>,
+    pub(crate) locks: [Arc<Mutex<()>>; LOCKS],
 }
 
 /// One request, without its body.
@@ -81,14 +95,31 @@ impl App {
     }
 
     /// Makes a set of locks, all free.
-    pub(crate) fn free_locks() -> [Mutex<()>; LOCKS] {
-        std::array::from_fn(|_| Mutex::new(()))
+    pub(crate) fn free_locks() -> [Arc<Mutex<()>>; LOCKS] {
+        std::array::from_fn(|_| Arc::default())
     }
 
-    /// Locks a digest against the collection of its bytes.
-    pub(crate) fn lock_digest(&self, digest: &BlobDigest) -> MutexGuard<'_, ()> {
+    fn lock_of(&self, digest: &BlobDigest) -> &Arc<Mutex<()>> {
         let number = digest.hex().get(..4).and_then(|hex| usize::from_str_radix(hex, 16).ok()).unwrap_or(0);
-        lock(self.locks.get(number % LOCKS).expect("a remainder is less than its divisor"))
+        self.locks.get(number % LOCKS).expect("a remainder is less than its divisor")
+    }
+
+    /// Locks a digest against the collection of its bytes, on a thread that may block.
+    pub(crate) fn lock_digest(&self, digest: &BlobDigest) -> MutexGuard<'_, ()> {
+        self.lock_of(digest).blocking_lock()
+    }
+
+    /// Waits for the right to publish a blob, with no thread: its digest is locked, and it is one of a few.
+    pub(crate) async fn publishing(&self, digest: &BlobDigest) -> Result<Publishing, Trouble> {
+        // The lock first: who reads may wait for it too, so nobody may wait for a reader while holding it.
+        let guard = self.turn(Arc::clone(self.lock_of(digest)).lock_owned()).await?;
+        let permit = self.turn(Arc::clone(&self.publishes).acquire_owned()).await?;
+        Ok(Publishing { _guard: guard, _permit: permit.map_err(|_| Trouble::Ending)? })
+    }
+
+    async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Trouble> {
+        let patience = self.options.patience.saturating_mul(TURN_PATIENCES);
+        tokio::time::timeout(patience, turn).await.map_err(|_| Trouble::Busy)
     }
 
     /// Puts a damaged blob aside and records it, so that it is not served and can be pushed again.
@@ -119,6 +150,51 @@ impl App {
         }
         Ok(())
     }
+}
+
+/// The right to publish a blob.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    _guard: OwnedMutexGuard<()>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Reads of the store of blobs, on one of the threads that may: the record's work is never behind a store that does not
+/// answer.
+pub(crate) async fn reading<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    let permit = app.turn(Arc::clone(&app.reads).acquire_owned()).await?;
+    blocking(move || {
+        let done = work();
+        drop(permit);
+        done
+    })
+    .await
+}
+
+/// Begins to read from the store of blobs, as soon as one of the threads that may is free.
+pub(crate) fn spawn_read<T: Send + 'static>(app: &App, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let with = |permit: Option<OwnedSemaphorePermit>| {
+        tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(permit);
+            done
+        })
+    };
+    match Arc::clone(&app.reads).try_acquire_owned() {
+        Ok(permit) => with(Some(permit)),
+        Err(_) => {
+            let reads = Arc::clone(&app.reads);
+            tokio::spawn(async move { joined(with(reads.acquire_owned().await.ok()).await) })
+        }
+    }
+}
+
+#[expect(clippy::panic, reason = "a panic goes on where it was waited for")]
+fn joined<T>(done: Result<T, tokio::task::JoinError>) -> T {
+    done.unwrap_or_else(|error| panic!("a read ended early: {error}"))
 }
 
 /// Does something on a thread that may block.

@@ -1,6 +1,6 @@
 //! Blobs: `GET`, `HEAD` and `DELETE` of `/v2/<name>/blobs/<digest>`.
 
-use super::app::{App, Call, blocking};
+use super::app::{App, Call, blocking, reading};
 use super::body::BlobBody;
 use super::hash::Sum;
 use super::meta::Holding;
@@ -24,7 +24,7 @@ const SMALL_BYTES: u64 = 64 * 1024;
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
     let is_head = call.parts.method == Method::HEAD;
-    let (bytes, reader) = blocking(move || find(&worker, &of, is_head)).await?;
+    let (bytes, reader) = reading(app, move || find(&worker, &of, is_head)).await?;
     let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
         Part::Whole => (StatusCode::OK, 0, bytes),
         Part::Some { first, last } => {
@@ -86,13 +86,13 @@ async fn small(
     mut reader: Box<dyn BlobReader>,
     (first, count): (u64, u64),
 ) -> Result<bytes::Bytes, Trouble> {
-    let (app, digest) = (Arc::clone(app), digest.clone());
-    blocking(move || {
+    let (worker, digest) = (Arc::clone(app), digest.clone());
+    reading(app, move || {
         let length = usize::try_from(reader.stamp().bytes).unwrap_or(usize::MAX);
         let read = reader.read_at(0, length).map_err(Trouble::io(format!("cannot read blob {digest}")))?;
         let found = Sum::of(digest.algorithm(), &read);
         if found != digest {
-            app.condemn(&digest, &found);
+            worker.condemn(&digest, &found);
             return Err(Fault::new(Code::BlobUnknown, format!("blob {digest} is damaged")).into());
         }
         let first = usize::try_from(first).unwrap_or(usize::MAX);

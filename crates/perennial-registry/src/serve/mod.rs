@@ -47,6 +47,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Threads for what blocks that the runtime of a server needs. Those that wait for the store of blobs are fewer, so that
+/// some are always left for the record.
+pub const BLOCKING_THREADS: usize = 64;
 
 /// A certificate and its key, as PEM files.
 #[derive(Debug, Clone)]
@@ -209,7 +214,9 @@ fn open(options: Options) -> Result<App, ServeError> {
         metrics: metrics::Metrics::new(),
         auth: auth::Auth::new(options.accounts.clone()).map_err(record)?,
         streams: AtomicUsize::new(0),
-        summing: tokio::sync::Semaphore::new(processors),
+        summing: Semaphore::new(processors.min(app::SUMS_MAX)),
+        reads: Arc::new(Semaphore::new(app::READS_MAX)),
+        publishes: Arc::new(Semaphore::new(app::PUBLISHES_MAX)),
         locks: App::free_locks(),
         options,
     })

@@ -1,6 +1,6 @@
 //! Uploads: `/v2/<name>/blobs/uploads/` and what follows it.
 
-use super::app::{App, Call, blob_path, blocking};
+use super::app::{App, Call, Publishing, blob_path, blocking};
 use super::hash::Sum;
 use super::meta::Holding;
 use super::reply::{self, Reply};
@@ -286,11 +286,12 @@ async fn on_session(work: SessionJob) -> (Locked, Result<(), Trouble>) {
 async fn finish(app: &Arc<App>, mut session: Locked, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let reply = created(&name, &digest);
-    blocking(move || publish(&worker, &mut session, &Holding { name, digest })).await?;
+    let right = app.publishing(&digest).await?;
+    blocking(move || publish(&worker, &mut session, &Holding { name, digest }, right)).await?;
     Ok(reply)
 }
 
-fn publish(app: &App, session: &mut Session, of: &Holding) -> Result<(), Trouble> {
+fn publish(app: &App, session: &mut Session, of: &Holding, right: Publishing) -> Result<(), Trouble> {
     let digest = &of.digest;
     let found = session.digest(digest.algorithm())?;
     if found != *digest {
@@ -300,7 +301,6 @@ fn publish(app: &App, session: &mut Session, of: &Holding) -> Result<(), Trouble
     }
     let bytes = session.bytes;
     let failed = || format!("cannot keep blob {digest}");
-    let guard = app.lock_digest(digest);
     let is_there =
         app.meta.any_blob(digest)?.is_some() && app.storage.open(digest).map_err(Trouble::io(failed()))?.is_some();
     if !is_there {
@@ -310,7 +310,7 @@ fn publish(app: &App, session: &mut Session, of: &Holding) -> Result<(), Trouble
         }
     }
     let recorded = app.meta.put_blob(of, bytes, app.options.quota, app.now());
-    drop(guard);
+    drop(right);
     app.staging.end(session)?;
     recorded
 }

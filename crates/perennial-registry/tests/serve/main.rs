@@ -5,7 +5,9 @@
 mod access;
 mod blobs;
 mod bounds;
+mod bucket;
 mod damage;
 mod manifests;
 mod site;
+mod store;
 mod uploads;

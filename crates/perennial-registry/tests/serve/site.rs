@@ -5,7 +5,7 @@ use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_core::time::Time;
 use perennial_registry::serve::log::Log;
-use perennial_registry::serve::{Options, serve};
+use perennial_registry::serve::{BLOCKING_THREADS, Options, serve};
 use serde_json::Value;
 use sha2::Digest as _;
 use std::io::{Read as _, Write as _};
@@ -62,7 +62,9 @@ impl Site {
         let (ready, started) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime =
+                builder.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build().unwrap();
             let end = async {
                 stopped.await.ok();
             };

@@ -9,14 +9,14 @@ use perennial_core::registry::access::{Passwords, Policy};
 use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_registry::serve::log::{Line, Log};
-use perennial_registry::serve::{Accounts, Options, S3, Scheme, Scrub, ServeError, Tls, serve};
+use perennial_registry::serve::{Accounts, BLOCKING_THREADS, Options, S3, Scheme, Scrub, ServeError, Tls, serve};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Threads for what blocks: reading and writing files. More would wait for the same disk.
-const BLOCKING_THREADS: usize = 64;
+/// How long an object store may say nothing; a part of 8 MiB is sent in that time.
+const PATIENCE_WITH_STORE: Duration = Duration::from_secs(60);
 /// How long open connections are waited for at the end.
 const GRACE_OF_END: Duration = Duration::from_secs(10);
 
@@ -103,6 +103,7 @@ fn s3(args: &RegistryArgs) -> Result<Option<S3>> {
         region: args.s3_region.clone(),
         key_id: args.s3_key_id.clone().unwrap_or_default(),
         secret: args.s3_secret.clone().unwrap_or_default(),
+        patience: PATIENCE_WITH_STORE,
     }))
 }
 

@@ -8,7 +8,8 @@ use futures_util::stream::BoxStream;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path as Key;
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload, WriteMultipart,
+    ClientOptions, Error, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
+    WriteMultipart,
 };
 use perennial_core::registry::name::BlobDigest;
 use std::fs::File;
@@ -39,6 +40,8 @@ pub struct S3 {
     pub key_id: String,
     /// The key.
     pub secret: String,
+    /// How long the store may say nothing.
+    pub patience: Duration,
 }
 
 impl std::fmt::Debug for S3 {
@@ -68,9 +71,13 @@ impl Bucket {
     pub(crate) fn new(options: &S3, runtime: Handle) -> io::Result<Self> {
         // Only the first one installed counts, and any will do.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let client = ClientOptions::new().with_timeout_disabled().with_connect_timeout(CONNECT).with_allow_http(true);
+        // No bound on the whole of a request, as a blob may be large.
+        let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(options.patience);
+        let client = client.with_connect_timeout(CONNECT).with_allow_http(true);
+        let retry = RetryConfig { retry_timeout: options.patience, ..RetryConfig::default() };
         let mut builder = AmazonS3Builder::new()
             .with_client_options(client)
+            .with_retry(retry)
             .with_bucket_name(&options.bucket)
             .with_region(&options.region)
             .with_access_key_id(&options.key_id)
@@ -263,6 +270,7 @@ mod tests {
             region: "us-east-1".into(),
             key_id: "S3RVER".into(),
             secret: "S3RVER".into(),
+            patience: Duration::from_secs(60),
         };
         // The client tries again until the server is there.
         let bucket = Bucket::new(&options, runtime.handle().clone()).unwrap();
