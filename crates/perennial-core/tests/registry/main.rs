@@ -6,3 +6,4 @@ mod access;
 mod bounds;
 mod collect;
 mod requests;
+mod staged;

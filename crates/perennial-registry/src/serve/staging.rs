@@ -10,6 +10,8 @@ use bytes::Bytes;
 use perennial_core::format::{Format, decode, encode};
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Repository, UploadId};
+use perennial_core::registry::quota::Quota;
+use perennial_core::registry::staged::Staged;
 use perennial_core::registry::upload::UploadRecord;
 use perennial_core::time::Time;
 use std::collections::BTreeMap;
@@ -44,14 +46,39 @@ type Shared = Arc<tokio::sync::Mutex<Session>>;
 pub(crate) struct Staging {
     directory: PathBuf,
     sessions: Mutex<BTreeMap<UploadId, Shared>>,
+    /// What they take, of those too on which nobody has worked since the start.
+    staged: Mutex<Staged>,
 }
 
 impl Staging {
     /// Opens the uploads in a directory.
     pub(crate) fn open(directory: PathBuf) -> Result<Self, Trouble> {
         let what = format!("cannot make {}", directory.display());
-        std::fs::create_dir_all(&directory).map_err(Trouble::io(what))?;
-        Ok(Self { directory, sessions: Mutex::default() })
+        std::fs::create_dir_all(&directory).map_err(Trouble::io(what.clone()))?;
+        let mut staged = Staged::default();
+        for entry in std::fs::read_dir(&directory).map_err(Trouble::io(what.clone()))? {
+            let path = entry.map_err(Trouble::io(what.clone()))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // What cannot be read is no upload that anybody could go on with; collection takes it away.
+            if let Some(id) = UploadId::parse(name)
+                && let Ok(record) = std::fs::read(record_path(&path))
+                && let Ok(record) = decode::<UploadRecord>(Format::RegistryUpload, &record)
+                && let Ok(meta) = path.metadata()
+            {
+                staged.found(&id, &record.repository, meta.len());
+            }
+        }
+        Ok(Self { directory, sessions: Mutex::default(), staged: Mutex::new(staged) })
+    }
+
+    /// Promises an upload room for `bytes` bytes in a repository that holds `held` bytes.
+    pub(crate) fn hold(&self, session: &Session, bytes: u64, held: u64, quota: Quota) -> Result<(), Fault> {
+        lock(&self.staged).hold(&session.id, bytes, held, quota)
+    }
+
+    /// Counts the bytes of an upload as they are, or as none where they are about to become a blob.
+    pub(crate) fn count(&self, session: &Session, bytes: u64) {
+        lock(&self.staged).set(&session.id, bytes);
     }
 
     /// Begins an upload.
@@ -68,14 +95,11 @@ impl Staging {
             started_at: now,
         };
         let path = self.directory.join(id.as_str());
-        let failed = || format!("cannot begin upload {id}");
-        File::create_new(&path).map_err(Trouble::io(failed()))?;
-        // Last, so that an upload whose record is there has its file. Not synced: an upload may be lost at a power cut,
-        // and the client begins anew.
-        let temporary = self.directory.join(format!("{id}.new"));
-        let written =
-            File::create(&temporary).and_then(|mut file| file.write_all(&encode(Format::RegistryUpload, &record)));
-        written.and_then(|()| std::fs::rename(&temporary, record_path(&path))).map_err(Trouble::io(failed()))?;
+        lock(&self.staged).begin(&id, repository.as_str())?;
+        if let Err(error) = self.create(&id, &path, &record) {
+            lock(&self.staged).end(&id);
+            return Err(Trouble::io(format!("cannot begin upload {id}"))(error));
+        }
         let session = Session {
             id: id.clone(),
             repository: record.repository,
@@ -88,6 +112,15 @@ impl Staging {
         let shared = Arc::new(tokio::sync::Mutex::new(session));
         lock(&self.sessions).insert(id, Arc::clone(&shared));
         Ok(shared)
+    }
+
+    fn create(&self, id: &UploadId, path: &Path, record: &UploadRecord) -> std::io::Result<()> {
+        File::create_new(path)?;
+        // Last, so that an upload whose record is there has its file. Not synced: an upload may be lost at a power cut,
+        // and the client begins anew.
+        let temporary = self.directory.join(format!("{id}.new"));
+        File::create(&temporary)?.write_all(&encode(Format::RegistryUpload, record))?;
+        std::fs::rename(&temporary, record_path(path))
     }
 
     /// Returns an upload of a repository.
@@ -126,7 +159,9 @@ impl Staging {
     pub(crate) fn end(&self, session: &mut Session) -> Result<(), Trouble> {
         session.is_over = true;
         lock(&self.sessions).remove(&session.id);
-        remove(&session.path).map_err(Trouble::io(format!("cannot end upload {}", session.id)))
+        remove(&session.path).map_err(Trouble::io(format!("cannot end upload {}", session.id)))?;
+        lock(&self.staged).end(&session.id);
+        Ok(())
     }
 
     /// Ends uploads that nobody has written to since `before`, and what is left of others; returns how many.
@@ -149,6 +184,7 @@ impl Staging {
                     continue;
                 }
                 remove(&path).map_err(Trouble::io(format!("cannot end upload {id}")))?;
+                lock(&self.staged).end(&id);
                 ended = ended.saturating_add(1);
             } else if is_old && is_left_over {
                 std::fs::remove_file(&path).ok();

@@ -161,63 +161,66 @@ async fn receive(
 ) -> (Locked, Result<(), Trouble>) {
     let before = session.bytes;
     let algorithm = digest.map(BlobDigest::algorithm);
-    let limit = match room(app, &session, digest, expected).await {
-        Ok(limit) => limit,
+    let held = match held(app, &session, digest).await {
+        Ok(held) => held,
         Err(trouble) => return (session, Err(trouble)),
     };
+    let hold = |session: &Session, bytes: u64| app.staging.hold(session, bytes, held, app.options.quota);
+    if let Err(fault) = hold(&session, before.saturating_add(expected.unwrap_or(0))) {
+        return (session, Err(fault.into()));
+    }
     loop {
         let (batch, end) = gather(app, body).await;
-        let (back, stored) = store(session, algorithm, batch).await;
+        let bytes = batch.iter().fold(session.bytes, |sum, part| sum.saturating_add(length_of(part)));
+        // What was announced has its room.
+        let (back, stored) = match if expected.is_none() { hold(&session, bytes) } else { Ok(()) } {
+            Ok(()) => store(session, algorithm, batch).await,
+            Err(fault) => (session, Err(fault.into())),
+        };
         session = back;
         let came = session.bytes.saturating_sub(before);
         let outcome = match (stored, end) {
             (Err(trouble), _) => Err(trouble),
-            (Ok(()), Gathered::More) if came <= limit && expected.is_none_or(|bytes| came <= bytes) => continue,
+            (Ok(()), Gathered::More) if expected.is_none_or(|bytes| came <= bytes) => continue,
             (Ok(()), Gathered::Broken(why)) => Err(Trouble::Broken(why)),
             (Ok(()), Gathered::More | Gathered::End) => Ok(()),
         };
         app.metrics.received.inc_by(came);
-        let outcome = outcome.and_then(|()| check_came(came, expected, limit).map_err(Trouble::from));
+        let mut outcome = outcome.and_then(|()| check_came(came, expected).map_err(Trouble::from));
         if matches!(outcome, Err(Trouble::Fault(_))) {
             let (back, cut) = cut(session, before).await;
-            return (back, cut.and(outcome));
+            (session, outcome) = (back, cut.and(outcome));
         }
+        app.staging.count(&session, session.bytes);
         return (session, outcome);
     }
 }
 
-/// Returns how many bytes the upload may still take. What the repository holds already counts once, and is taken.
-async fn room(
-    app: &Arc<App>,
-    session: &Session,
-    digest: Option<&BlobDigest>,
-    expected: Option<u64>,
-) -> Result<u64, Trouble> {
-    let quota = app.options.quota;
-    if quota.0.is_none() {
-        return Ok(u64::MAX);
+/// Returns how many bytes of the quota are taken beside uploads. What the repository holds already counts once.
+async fn held(app: &Arc<App>, session: &Session, digest: Option<&BlobDigest>) -> Result<u64, Trouble> {
+    if app.options.quota.0.is_none() {
+        return Ok(0);
     }
     let (worker, name, digest) = (Arc::clone(app), Repository::parse(&session.repository)?, digest.cloned());
-    let held = blocking(move || match digest {
+    blocking(move || match digest {
         Some(digest) => {
             let of = Holding { name, digest };
             if worker.meta.blob(&of)?.is_some() { Ok(0) } else { worker.meta.held(&of.name) }
         }
         None => worker.meta.held(&name),
-    });
-    let held = held.await?.saturating_add(session.bytes);
-    quota.check(held, expected.unwrap_or(0))?;
-    Ok(quota.left(held))
+    })
+    .await
 }
 
-fn check_came(came: u64, expected: Option<u64>, limit: u64) -> Result<(), Fault> {
-    if let Some(expected) = expected.filter(|expected| *expected != came) {
-        return Err(Fault::new(Code::SizeInvalid, format!("{expected} bytes were announced, {came} came")));
+fn check_came(came: u64, expected: Option<u64>) -> Result<(), Fault> {
+    match expected.filter(|expected| *expected != came) {
+        Some(expected) => Err(Fault::new(Code::SizeInvalid, format!("{expected} bytes were announced, {came} came"))),
+        None => Ok(()),
     }
-    if came > limit {
-        return Err(Fault::new(Code::Denied, format!("the repository has room for {limit} bytes only")));
-    }
-    Ok(())
+}
+
+fn length_of(part: &Bytes) -> u64 {
+    u64::try_from(part.len()).unwrap_or(u64::MAX)
 }
 
 enum Gathered {
@@ -287,6 +290,8 @@ async fn finish(app: &Arc<App>, mut session: Locked, name: Repository, digest: B
     let worker = Arc::clone(app);
     let reply = created(&name, &digest);
     let right = app.publishing(&digest).await?;
+    // From here on the record counts them, once they are there.
+    app.staging.count(&session, 0);
     blocking(move || publish(&worker, &mut session, &Holding { name, digest }, right)).await?;
     Ok(reply)
 }

@@ -2,6 +2,7 @@
 
 use super::site::{Answer, Site, noise, options, refused, sha256, wait_until};
 use perennial_core::registry::quota::Quota;
+use perennial_core::registry::staged::UPLOADS_PER_REPOSITORY_MAX;
 use perennial_registry::serve::{Options, ServeError, serve};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -84,6 +85,52 @@ fn a_repository_holds_no_more_than_its_quota() {
     assert_eq!(site.ask("DELETE", &format!("/v2/a/blobs/{digest}"), &[], b"").status, 202);
     assert_eq!(post("a", &second).status, 201);
     assert!(site.files("uploads").is_empty());
+}
+
+#[test]
+fn uploads_that_are_not_finished_count_against_the_quota() {
+    let storage = tempfile::tempdir().unwrap();
+    let small = Options { quota: Quota(Some(10_000)), ..options(storage.path()) };
+    let site = Site::start(small.clone());
+    let patch = |site: &Site, path: &str, bytes: usize| site.ask("PATCH", path, &[], &noise(bytes));
+    let paths: Vec<String> = (0..4).map(|_| site.begin("a")).collect();
+    assert_eq!(patch(&site, &paths[0], 6000).status, 202);
+    refused(&patch(&site, &paths[1], 4001), 403, "DENIED");
+    assert_eq!(patch(&site, &paths[1], 3000).status, 202);
+    // Without an announced length too; what was refused takes nothing.
+    for _ in 0..2 {
+        let body = [b"3e9\r\n".as_slice(), &noise(1001), b"\r\n0\r\n\r\n"].concat();
+        let headers = [("Transfer-Encoding", "chunked"), ("Connection", "close")];
+        refused(&site.send("PATCH", &paths[2], &headers, &body).unwrap(), 403, "DENIED");
+    }
+    assert_eq!(patch(&site, &site.begin("b"), 9000).status, 202, "another repository has a quota of its own");
+    drop(site);
+    // After a restart as before.
+    let site = Site::start(small);
+    refused(&patch(&site, &paths[2], 1001), 403, "DENIED");
+    assert_eq!(site.ask("DELETE", &paths[1], &[], b"").status, 204);
+    assert_eq!(patch(&site, &paths[2], 4000).status, 202);
+    let put = site.ask("PUT", &format!("{}?digest={}", paths[2], sha256(&noise(4000))), &[], b"");
+    assert_eq!(put.status, 201, "{}", put.text());
+    refused(&patch(&site, &paths[3], 1), 403, "DENIED");
+    assert_eq!(site.ask("DELETE", &paths[0], &[], b"").status, 204);
+    assert_eq!(patch(&site, &paths[3], 6000).status, 202);
+}
+
+#[test]
+fn a_repository_has_only_so_many_uploads_that_are_not_finished() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let first = site.begin("a");
+    for _ in 1..UPLOADS_PER_REPOSITORY_MAX {
+        site.begin("a");
+    }
+    let more = || site.ask("POST", "/v2/a/blobs/uploads/", &[], b"");
+    refused(&more(), 429, "TOOMANYREQUESTS");
+    assert_eq!(site.files("uploads").len(), 2 * UPLOADS_PER_REPOSITORY_MAX);
+    site.begin("b");
+    assert_eq!(site.ask("DELETE", &first, &[], b"").status, 204);
+    assert_eq!(more().status, 202);
 }
 
 #[test]
