@@ -227,6 +227,14 @@ impl Passwords {
         Ok(Self(all))
     }
 
+    /// Returns the sum that is checked for a name that nobody has, chosen by a number that is the name's own: as some names
+    /// of the file are quicker to check than others, so are these.
+    #[must_use]
+    pub fn decoy(&self, number: u64) -> Option<&str> {
+        let count = u64::try_from(self.0.len()).ok().filter(|count| *count > 0)?;
+        self.0.get(usize::try_from(number % count).ok()?).map(|(_, sum)| sum.as_str())
+    }
+
     /// Returns the sum of a user's password.
     #[must_use]
     pub fn sum_of(&self, name: &str) -> Option<&str> {

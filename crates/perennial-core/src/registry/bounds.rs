@@ -1,5 +1,9 @@
 //! What one client may take of what all share.
 
+use crate::time::Time;
+use alloc::collections::BTreeMap;
+use core::net::{IpAddr, Ipv6Addr};
+
 /// Files that a registry needs beside those of connections: the record's, those of chores, and connections to an object
 /// store.
 const FILES_RESERVED: u64 = 256;
@@ -18,4 +22,53 @@ pub fn files_needed(connections: usize) -> u64 {
 pub fn connections_that_fit(asked: usize, files: u64) -> usize {
     let fit = files.saturating_sub(FILES_RESERVED) / FILES_PER_CONNECTION;
     asked.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
+}
+
+/// Wrong passwords after which no more are looked at for a while.
+pub const FAILURES_MAX: u32 = 10;
+/// How long that while is.
+pub const FAILURES_NANOS: u64 = 60 * 1_000_000_000;
+/// Most names of which failures are remembered; all are forgotten when there are more.
+const FAILURES_REMEMBERED_MAX: usize = 10_000;
+
+/// Returns whom an address belongs to: whoever has one address of a network of IPv6 has them all.
+#[must_use]
+pub fn origin(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64))),
+        },
+    }
+}
+
+/// Wrong passwords of late, by who sent them for whom.
+#[derive(Debug, Clone)]
+pub struct Failures<K>(BTreeMap<K, (u32, Time)>);
+
+impl<K> Default for Failures<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Failures<K> {
+    /// Returns whether there were too many.
+    #[must_use]
+    pub fn are_too_many(&self, key: &K, now: Time) -> bool {
+        self.0.get(key).is_some_and(|(count, since)| *count >= FAILURES_MAX && now.nanos_since(*since) < FAILURES_NANOS)
+    }
+
+    /// Counts one.
+    pub fn add(&mut self, key: K, now: Time) {
+        if self.0.len() >= FAILURES_REMEMBERED_MAX && !self.0.contains_key(&key) {
+            self.0.clear();
+        }
+        let (count, since) = self.0.entry(key).or_insert((0, now));
+        if now.nanos_since(*since) >= FAILURES_NANOS {
+            (*count, *since) = (0, now);
+        }
+        *count = count.saturating_add(1);
+    }
 }

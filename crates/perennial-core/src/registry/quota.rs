@@ -21,10 +21,4 @@ impl Quota {
             Some(_) | None => Ok(()),
         }
     }
-
-    /// Returns how many bytes an upload into a repository that holds `held` bytes may have.
-    #[must_use]
-    pub fn left(self, held: u64) -> u64 {
-        self.0.map_or(u64::MAX, |max| max.saturating_sub(held))
-    }
 }

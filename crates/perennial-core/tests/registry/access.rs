@@ -108,6 +108,9 @@ fn passwords_are_kept_by_bcrypt_only() {
     let file = "# users\n\nann:$2y$05$abc\nbob:$2b$05$def\n";
     let passwords = Passwords::parse(file).unwrap();
     assert_eq!((passwords.sum_of("bob"), passwords.sum_of("eve")), (Some("$2b$05$def"), None));
+    let decoys = [0, 1, 2, u64::MAX].map(|number| passwords.decoy(number));
+    assert_eq!(decoys, ["$2y$05$abc", "$2b$05$def", "$2y$05$abc", "$2b$05$def"].map(Some));
+    assert_eq!(Passwords::default().decoy(0), None);
     assert_eq!(Passwords::parse("ann:plain"), Err(PasswordsError::NotBcrypt { name: "ann".into() }));
     assert_eq!(Passwords::parse("ok:$2y$05$a\nann"), Err(PasswordsError::Line { line: 2 }));
     assert_eq!(Passwords::parse(":$2y$05$a"), Err(PasswordsError::Line { line: 1 }));

@@ -1,6 +1,9 @@
 //! What one client may take of what all share.
 
-use perennial_core::registry::bounds::{connections_that_fit, files_needed};
+use perennial_core::registry::bounds::{
+    FAILURES_MAX, FAILURES_NANOS, Failures, connections_that_fit, files_needed, origin,
+};
+use perennial_core::time::Time;
 
 #[test]
 fn no_more_connections_are_taken_than_files_can_be_opened_for() {
@@ -17,5 +20,47 @@ fn no_more_connections_are_taken_than_files_can_be_opened_for() {
     }
     for asked in [1, 4096, 100_000] {
         assert_eq!(connections_that_fit(asked, files_needed(asked)), asked);
+    }
+}
+
+#[test]
+fn wrong_passwords_are_looked_at_so_often_in_a_minute() {
+    let window = i64::try_from(FAILURES_NANOS).unwrap();
+    let [start, late, after] = [0, window - 1, window].map(Time::from_unix_nanos);
+    let mut failures = Failures::default();
+    for _ in 0..FAILURES_MAX {
+        assert!(!failures.are_too_many(&"ann", start));
+        failures.add("ann", start);
+    }
+    assert!(failures.are_too_many(&"ann", late));
+    assert!(!failures.are_too_many(&"bob", late), "of one, not of others");
+    assert!(!failures.are_too_many(&"ann", after));
+    failures.add("ann", after);
+    assert!(!failures.are_too_many(&"ann", after), "the count begins anew");
+}
+
+#[test]
+fn failures_of_many_names_take_bounded_memory() {
+    let (now, mut failures) = (Time::from_unix_nanos(0), Failures::default());
+    for _ in 0..FAILURES_MAX {
+        failures.add(0, now);
+    }
+    for name in 1..10_000 {
+        failures.add(name, now);
+    }
+    assert!(failures.are_too_many(&0, now));
+    failures.add(10_000, now);
+    assert!(!failures.are_too_many(&0, now), "all are forgotten");
+}
+
+#[test]
+fn an_address_belongs_to_its_network() {
+    for (address, expected) in [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("::1", "::"),
+    ] {
+        assert_eq!(origin(address.parse().unwrap()).to_string(), expected, "{address}");
     }
 }

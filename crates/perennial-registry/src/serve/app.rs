@@ -21,6 +21,7 @@ use perennial_core::registry::query::Query;
 use perennial_core::registry::route::Route;
 use perennial_core::time::Time;
 use serde_json::json;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub(crate) struct App {
 pub(crate) struct Call {
     /// Its method, path and headers.
     pub(crate) parts: Parts,
+    /// Where it came from; a proxy's address where one stands in between.
+    pub(crate) from: IpAddr,
     /// Its parameters.
     pub(crate) query: Query,
     /// What it may do.
@@ -205,11 +208,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Answers one request.
-pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Reply {
+pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAddr) -> Reply {
     let started = tokio::time::Instant::now();
     let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
-    let reply = match route(&app, parts, &mut body).await {
+    let reply = match route(&app, (parts, from), &mut body).await {
         Ok(reply) => reply,
         Err(trouble) => {
             if !matches!(trouble, Trouble::Fault(_) | Trouble::Broken(_) | Trouble::Ending) {
@@ -248,9 +251,9 @@ async fn drain(body: &mut Incoming) {
     tokio::time::timeout(DRAIN, all).await.ok();
 }
 
-async fn route(app: &Arc<App>, parts: Parts, body: &mut Incoming) -> Result<Reply, Trouble> {
+async fn route(app: &Arc<App>, (parts, from): (Parts, IpAddr), body: &mut Incoming) -> Result<Reply, Trouble> {
     let query = Query::parse(parts.uri.query().unwrap_or_default());
-    let mut call = Call { parts, query, rights: Rights::Policy(None) };
+    let mut call = Call { parts, from, query, rights: Rights::Policy(None) };
     let path = call.parts.uri.path().to_owned();
     match path.as_str() {
         "/healthz" => return health(app).await,

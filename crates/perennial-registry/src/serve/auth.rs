@@ -16,23 +16,29 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HOST, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 use perennial_core::registry::access::{Access, Action, Passwords, Policy, allows, bearer_challenge, grant};
+use perennial_core::registry::bounds::{Failures, origin};
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::Repository;
 use perennial_core::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::Sha256;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a token is valid: clients take 60 s where they are told nothing, and longer only saves requests.
 const TOKEN_S: i64 = 300;
 /// Passwords checked at once; a check is slow on purpose.
 const LOGINS_MAX: usize = 8;
+/// Of those, from one address.
+const LOGINS_PER_ORIGIN_MAX: usize = 4;
+/// Longest wait for a check.
+const LOGIN_WAIT: Duration = Duration::from_secs(10);
 /// Most logins that are remembered as right.
 const REMEMBERED_MAX: usize = 10_000;
-/// What is checked for a user who does not exist, so that the answer takes as long.
-const NOBODY: &str = "$2b$10$7EqJtq98hPqEX7fNZaFWoOHi5B0pJp8Q1kq9i6fEwrCwS6Yh0x3Wa";
 
 /// How clients log in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +76,11 @@ pub(crate) enum Rights {
 pub(crate) struct Auth {
     accounts: Option<Accounts>,
     key: [u8; 32],
-    logins: tokio::sync::Semaphore,
+    logins: Arc<Semaphore>,
+    /// The same for each address from which logins are being checked.
+    origins: Mutex<BTreeMap<IpAddr, Arc<Semaphore>>>,
     right: Mutex<BTreeSet<[u8; 32]>>,
+    failures: Mutex<Failures<[u8; 32]>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,7 +100,14 @@ impl Auth {
         let mut key = [0_u8; 32];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| Trouble::io("cannot make a key for tokens")(error.into()))?;
-        Ok(Self { accounts, key, logins: tokio::sync::Semaphore::new(LOGINS_MAX), right: Mutex::default() })
+        Ok(Self {
+            accounts,
+            key,
+            logins: Arc::new(Semaphore::new(LOGINS_MAX)),
+            origins: Mutex::default(),
+            right: Mutex::default(),
+            failures: Mutex::default(),
+        })
     }
 
     /// Lets a request in, or returns the challenge it is answered with.
@@ -108,7 +124,7 @@ impl Auth {
                 self.verify(token.trim(), &service(call), app.now()).map(Rights::Token)
             }
             Some((kind, login)) if kind.eq_ignore_ascii_case("basic") => {
-                self.login(accounts, login.trim()).await?.map(|user| Rights::Policy(Some(user)))
+                self.login(app, accounts, (login.trim(), call.from)).await?.map(|user| Rights::Policy(Some(user)))
             }
             Some(_) | None => Some(Rights::Policy(None)).filter(|_| header.is_empty()),
         };
@@ -139,7 +155,12 @@ impl Auth {
     }
 
     /// Checks name and password; returns the name where they are right.
-    async fn login(&self, accounts: &Accounts, login: &str) -> Result<Option<String>, Trouble> {
+    async fn login(
+        &self,
+        app: &App,
+        accounts: &Accounts,
+        (login, from): (&str, IpAddr),
+    ) -> Result<Option<String>, Trouble> {
         let decoded = BASE64_STANDARD.decode(login).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let Some((user, password)) = decoded.as_deref().and_then(|text| text.split_once(':')) else { return Ok(None) };
         let known = accounts.passwords.sum_of(user);
@@ -147,14 +168,24 @@ impl Auth {
         if lock(&self.right).contains(&print) {
             return Ok(Some(user.to_owned()));
         }
-        let _permit = self
-            .logins
-            .try_acquire()
-            .map_err(|_| Fault::new(Code::TooManyRequests, "too many logins at once: try again in a moment"))?;
-        let (sum, password) = (known.unwrap_or(NOBODY).to_owned(), password.to_owned());
-        let is_right =
-            super::app::blocking(move || Ok(bcrypt::verify(password, &sum).unwrap_or(false))).await? && known.is_some();
-        if !is_right {
+        let from = origin(from);
+        let sender = self.signed(&format!("{from}\0{user}"));
+        let permits = self.turn(from).await?;
+        // After the wait, so that many at once gain nothing.
+        if lock(&self.failures).are_too_many(&sender, app.now()) {
+            return Err(too_many("too many wrong passwords for this name: try again in a minute"));
+        }
+        // A name that nobody has takes as long as one that somebody has.
+        let own = sender.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let Some(sum) = known.or_else(|| accounts.passwords.decoy(own)) else { return Ok(None) };
+        let (sum, password) = (sum.to_owned(), password.to_owned());
+        let check = move || {
+            let is_right = bcrypt::verify(password, &sum).unwrap_or(false);
+            drop(permits);
+            Ok(is_right)
+        };
+        if !super::app::blocking(check).await? || known.is_none() {
+            lock(&self.failures).add(sender, app.now());
             return Ok(None);
         }
         let mut right = lock(&self.right);
@@ -163,6 +194,22 @@ impl Auth {
         }
         right.insert(print);
         Ok(Some(user.to_owned()))
+    }
+
+    /// Waits for the turn of a check. Whoever sends many waits behind them; others do not.
+    async fn turn(&self, from: IpAddr) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Trouble> {
+        let of_origin = {
+            let mut origins = lock(&self.origins);
+            // Those from which nothing is being checked, and nothing waits.
+            origins.retain(|_, logins| Arc::strong_count(logins) > 1);
+            let new = || Arc::new(Semaphore::new(LOGINS_PER_ORIGIN_MAX));
+            Arc::clone(origins.entry(from).or_insert_with(new))
+        };
+        let both = async { Ok((of_origin.acquire_owned().await?, Arc::clone(&self.logins).acquire_owned().await?)) };
+        let both: Result<_, tokio::sync::AcquireError> = tokio::time::timeout(LOGIN_WAIT, both)
+            .await
+            .map_err(|_| too_many("too many logins at once: try again in a moment"))?;
+        both.map_err(|_| Trouble::Ending)
     }
 
     fn mac(&self, text: &str) -> Hmac<Sha256> {
@@ -225,6 +272,10 @@ fn challenge(scheme: Scheme, app: &App, call: &Call, need: Option<(Action, &Repo
     reply::with(reply::refused(&fault), WWW_AUTHENTICATE, challenge)
 }
 
+fn too_many(message: &str) -> Trouble {
+    Fault::new(Code::TooManyRequests, message).into()
+}
+
 fn seconds(time: Time) -> i64 {
     time.unix_nanos().div_euclid(1_000_000_000)
 }
@@ -253,7 +304,7 @@ pub(crate) async fn token(app: &Arc<App>, call: &Call, _body: &mut Incoming) -> 
     }
     let user = match call.header(&AUTHORIZATION).and_then(|header| header.split_once(' ')) {
         None => None,
-        Some((_, login)) => match auth.login(accounts, login.trim()).await? {
+        Some((_, login)) => match auth.login(app, accounts, (login.trim(), call.from)).await? {
             Some(user) => Some(user),
             None => {
                 let fault = Fault::new(Code::Unauthorized, "name or password is wrong");

@@ -13,6 +13,7 @@ use serde_json::json;
 use std::convert::Infallible;
 use std::future::Future as _;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -86,12 +87,12 @@ pub(crate) async fn accept(
             let slot = Arc::clone(&slots).acquire_owned().await;
             (slot, listener.accept().await)
         };
-        let (slot, accepted) = tokio::select! {
+        let (slot, taken) = tokio::select! {
             _ = end.wait_for(|is_ending| *is_ending) => break,
             taken = taken => taken,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match taken {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Once, not ten times a second for as long as it lasts.
                 if !is_failing {
@@ -106,7 +107,7 @@ pub(crate) async fn accept(
         let (app, tls, ending) = (Arc::clone(app), tls.clone(), ending.clone());
         app.metrics.connections.inc();
         tokio::spawn(async move {
-            serve(&app, stream, tls, ending).await;
+            serve(&app, (stream, from.ip()), tls, ending).await;
             app.metrics.connections.dec();
             drop(slot);
         });
@@ -119,24 +120,33 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(app: &Arc<App>, stream: TcpStream, tls: Option<TlsAcceptor>, ending: watch::Receiver<bool>) {
+async fn serve(
+    app: &Arc<App>,
+    (stream, from): (TcpStream, IpAddr),
+    tls: Option<TlsAcceptor>,
+    ending: watch::Receiver<bool>,
+) {
     stream.set_nodelay(true).ok();
     let stream = Patient::new(stream, app.options.patience);
     match tls {
-        None => talk(app, stream, ending).await,
+        None => talk(app, (stream, from), ending).await,
         Some(acceptor) => {
             if let Ok(Ok(stream)) = tokio::time::timeout(HEAD, acceptor.accept(stream)).await {
-                talk(app, stream, ending).await;
+                talk(app, (stream, from), ending).await;
             }
         }
     }
 }
 
-async fn talk(app: &Arc<App>, stream: impl AsyncRead + AsyncWrite + Unpin, mut ending: watch::Receiver<bool>) {
+async fn talk(
+    app: &Arc<App>,
+    (stream, from): (impl AsyncRead + AsyncWrite + Unpin, IpAddr),
+    mut ending: watch::Receiver<bool>,
+) {
     let app = Arc::clone(app);
     let service = service_fn(move |request| {
         let app = Arc::clone(&app);
-        async move { Ok::<_, Infallible>(answer(app, request).await) }
+        async move { Ok::<_, Infallible>(answer(app, request, from).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

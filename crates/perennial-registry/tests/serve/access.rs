@@ -1,11 +1,12 @@
 //! Logins: basic and tokens, by a policy.
 
-use super::site::{Answer, Site, options, refused, sha256};
+use super::site::{Answer, Site, now, options, refused, sha256};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use perennial_core::registry::access::{Passwords, Policy};
 use perennial_registry::serve::{Accounts, Options, Scheme};
 use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const POLICY: &str = r#"{"rules": [
     {"user": "anonymous", "repositories": "public/*", "actions": ["pull"]},
@@ -131,19 +132,71 @@ fn a_token_that_was_changed_made_up_or_is_another_registrys_lets_nobody_in() {
 }
 
 #[test]
-fn a_wrong_password_gets_no_token_and_too_many_at_once_are_put_off() {
+fn a_wrong_password_gets_no_token_and_after_too_many_none_is_looked_at() {
     let storage = tempfile::tempdir().unwrap();
     let site = site(storage.path(), Scheme::Token);
-    let wrong = |number: usize| format!("Basic {}", BASE64_STANDARD.encode(format!("eve:{number}")));
-    let refusal = token(&site, Some(&wrong(0)), "repository:ann/a:pull");
+    let login = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
+    let ask = |login: &str| token(&site, Some(login), "repository:ann/a:pull");
+    let refusal = ask(&login("ann:0".into()));
     refused(&refusal, 401, "UNAUTHORIZED");
     assert_eq!(refusal.header("www-authenticate"), Some("Basic realm=\"perennial\""));
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let ask = |number| token(&site, Some(&wrong(number)), "repository:ann/a:pull").status;
-        let threads: Vec<_> = (0..48).map(|number| scope.spawn(move || ask(number))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    assert!(statuses.iter().all(|status| [401, 429].contains(status)), "{statuses:?}");
-    assert!(statuses.contains(&429), "{statuses:?}");
+    for name in ["ann", "eve"] {
+        let statuses: Vec<u16> = std::thread::scope(|scope| {
+            let ask = |number| ask(&login(format!("{name}:{number}"))).status;
+            let threads: Vec<_> = (1..40).map(|number| scope.spawn(move || ask(number))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let looked_at = statuses.iter().filter(|status| **status == 401).count();
+        // As many as were under way at once may come to it.
+        assert!((9..=13).contains(&looked_at), "{statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 39 - looked_at, "{statuses:?}");
+    }
+    refused(&ask(&basic("ann")), 429, "TOOMANYREQUESTS");
+    assert_eq!(ask(&basic("bob")).status, 200, "another is let in");
     assert_eq!(site.ask("POST", "/token", &[], b"").status, 405);
+}
+
+#[test]
+fn whoever_logs_in_rightly_is_let_in_while_others_try_names() {
+    let storage = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..20).map(|number| format!("user{number}")).collect();
+    let sums = names.iter().map(|name| format!("{name}:{}", bcrypt::hash(format!("{name}'s"), 4).unwrap()));
+    let passwords = Passwords::parse(&sums.collect::<Vec<_>>().join("\n")).unwrap();
+    let accounts = Some(Accounts { scheme: Scheme::Basic, passwords, policy: Policy::default() });
+    let site = Site::start(Options { accounts, ..options(storage.path()) });
+    let is_over = AtomicBool::new(false);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        for thread in 0..16 {
+            let (site, is_over) = (&site, &is_over);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    assert_eq!(with(site, &basic(&format!("{thread}.{number}")), "GET", "/v2/", b"").status, 401);
+                }
+            });
+        }
+        let statuses = names.iter().map(|name| with(&site, &basic(name), "GET", "/v2/", b"").status).collect();
+        is_over.store(true, Ordering::Relaxed);
+        statuses
+    });
+    assert_eq!(statuses, vec![200; 20]);
+}
+
+#[test]
+fn a_name_that_nobody_has_is_refused_as_slowly_as_one_that_somebody_has() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = site(storage.path(), Scheme::Basic);
+    let took = |login: String| {
+        let before = now().unix_nanos();
+        let login = format!("Basic {}", BASE64_STANDARD.encode(login));
+        assert_eq!(with(&site, &login, "GET", "/v2/", b"").status, 401);
+        now().unix_nanos() - before
+    };
+    let least = |login: &dyn Fn(usize) -> String| (0..9).map(|number| took(login(number))).min().unwrap();
+    let somebody = least(&|number| format!("ann:{number}"));
+    let nobody = least(&|number| format!("eve{number}:x"));
+    // The sums have a cost of 4; each more would double the time.
+    assert!(nobody < 3 * somebody && somebody < 3 * nobody, "{nobody} {somebody}");
 }
