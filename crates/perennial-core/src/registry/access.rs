@@ -174,14 +174,32 @@ pub fn allows(access: &[Access], action: Action, repository: &Repository) -> boo
         .any(|item| item.kind == "repository" && item.name == repository.as_str() && item.actions.contains(&action))
 }
 
+/// What is wrong with the token that a client has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenFault {
+    /// It is over, another's, or no token: the client asks for a new one.
+    Invalid,
+    /// It does not let its bearer do this.
+    Insufficient,
+}
+
 /// Returns the challenge that sends a client to where tokens are made.
 #[must_use]
-pub fn bearer_challenge(realm: &str, service: &str, need: Option<(Action, &Repository)>, has_token: bool) -> String {
+pub fn bearer_challenge(
+    realm: &str,
+    service: &str,
+    need: Option<(Action, &Repository)>,
+    fault: Option<TokenFault>,
+) -> String {
     let scope = need.map_or_else(String::new, |(action, repository)| {
         let actions = if action == Action::Push { "pull,push" } else { action.as_str() };
         format!(",scope=\"repository:{repository}:{actions}\"")
     });
-    let error = if has_token { ",error=\"insufficient_scope\"" } else { "" };
+    let error = match fault {
+        None => "",
+        Some(TokenFault::Invalid) => ",error=\"invalid_token\"",
+        Some(TokenFault::Insufficient) => ",error=\"insufficient_scope\"",
+    };
     format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}{error}")
 }
 

@@ -1,7 +1,7 @@
 //! Who may do what.
 
 use perennial_core::registry::access::{
-    Access, Action, Passwords, PasswordsError, Policy, allows, bearer_challenge, grant, needed,
+    Access, Action, Passwords, PasswordsError, Policy, TokenFault, allows, bearer_challenge, grant, needed,
 };
 use perennial_core::registry::name::Repository;
 use perennial_core::registry::route::Route;
@@ -96,9 +96,12 @@ fn every_request_needs_its_action() {
 #[test]
 fn a_challenge_names_where_tokens_are_and_what_is_needed() {
     let repository = name("a/b");
-    assert_eq!(bearer_challenge("http://h/token", "h", None, false), "Bearer realm=\"http://h/token\",service=\"h\"");
+    let plain = "Bearer realm=\"http://h/token\",service=\"h\"";
+    assert_eq!(bearer_challenge("http://h/token", "h", None, None), plain);
+    let invalid = bearer_challenge("http://h/token", "h", None, Some(TokenFault::Invalid));
+    assert_eq!(invalid, format!("{plain},error=\"invalid_token\""));
     assert_eq!(
-        bearer_challenge("http://h/token", "h", Some((Action::Push, &repository)), true),
+        bearer_challenge("http://h/token", "h", Some((Action::Push, &repository)), Some(TokenFault::Insufficient)),
         "Bearer realm=\"http://h/token\",service=\"h\",scope=\"repository:a/b:pull,push\",error=\"insufficient_scope\""
     );
 }

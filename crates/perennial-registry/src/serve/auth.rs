@@ -15,7 +15,9 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HOST, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
-use perennial_core::registry::access::{Access, Action, Passwords, Policy, allows, bearer_challenge, grant};
+use perennial_core::registry::access::{
+    Access, Action, Passwords, Policy, TokenFault, allows, bearer_challenge, grant,
+};
 use perennial_core::registry::bounds::{Failures, origin};
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::Repository;
@@ -121,7 +123,7 @@ impl Auth {
         let header = call.header(&AUTHORIZATION).unwrap_or_default();
         let rights = match header.split_once(' ') {
             Some((kind, token)) if kind.eq_ignore_ascii_case("bearer") => {
-                self.verify(token.trim(), &service(call), app.now()).map(Rights::Token)
+                self.verify(token.trim(), &service(app, call), app.now()).map(Rights::Token)
             }
             Some((kind, login)) if kind.eq_ignore_ascii_case("basic") => {
                 self.login(app, accounts, (login.trim(), call.from)).await?.map(|user| Rights::Policy(Some(user)))
@@ -133,12 +135,17 @@ impl Auth {
             (Some(_), None) => true,
             (Some(rights), Some((action, repository))) => self.allows(rights, action, repository),
         };
+        let fault = match &rights {
+            None => Some(TokenFault::Invalid),
+            Some(Rights::Token(_)) => Some(TokenFault::Insufficient),
+            Some(_) => None,
+        };
         match rights {
             Some(rights) if is_let_in => Ok(Ok(rights)),
             Some(Rights::Policy(Some(user))) => {
                 Err(Fault::new(Code::Denied, format!("{user} may not do this here")).into())
             }
-            Some(_) | None => Ok(Err(challenge(accounts.scheme, app, call, need))),
+            Some(_) | None => Ok(Err(challenge((accounts.scheme, fault), app, call, need))),
         }
     }
 
@@ -260,14 +267,16 @@ impl Call {
 }
 
 /// Returns the answer that says how to log in.
-fn challenge(scheme: Scheme, app: &App, call: &Call, need: Option<(Action, &Repository)>) -> Reply {
+fn challenge(
+    (scheme, token): (Scheme, Option<TokenFault>),
+    app: &App,
+    call: &Call,
+    need: Option<(Action, &Repository)>,
+) -> Reply {
     let fault = Fault::new(Code::Unauthorized, "log in first");
     let challenge = match scheme {
         Scheme::Basic => "Basic realm=\"perennial\"".to_owned(),
-        Scheme::Token => {
-            let has_token = call.header(&AUTHORIZATION).is_some_and(|header| !header.is_empty());
-            bearer_challenge(&realm(app, call), &service(call), need, has_token)
-        }
+        Scheme::Token => bearer_challenge(&realm(app, call), &service(app, call), need, token),
     };
     reply::with(reply::refused(&fault), WWW_AUTHENTICATE, challenge)
 }
@@ -280,8 +289,18 @@ fn seconds(time: Time) -> i64 {
     time.unix_nanos().div_euclid(1_000_000_000)
 }
 
+/// Returns the name of this registry in tokens: that of the address by which clients reach it, as a proxy may pass on
+/// another name, and another one to `/token` than to the rest.
+fn service(app: &App, call: &Call) -> String {
+    let public = app.options.public_url.as_deref().map(|url| url.split_once("://").map_or(url, |(_, rest)| rest));
+    match public.and_then(|rest| rest.split('/').next()).filter(|host| !host.is_empty()) {
+        Some(host) => host.to_owned(),
+        None => host(call),
+    }
+}
+
 /// Returns the name by which the client knows this registry.
-fn service(call: &Call) -> String {
+fn host(call: &Call) -> String {
     let host = call.header(&HOST).unwrap_or_default();
     let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']');
     if host.is_empty() || !host.chars().all(is_host) { "perennial".to_owned() } else { host.to_owned() }
@@ -291,7 +310,7 @@ fn realm(app: &App, call: &Call) -> String {
     let scheme = if app.options.tls.is_some() { "https" } else { "http" };
     match &app.options.public_url {
         Some(url) => format!("{}/token", url.trim_end_matches('/')),
-        None => format!("{scheme}://{}/token", service(call)),
+        None => format!("{scheme}://{}/token", host(call)),
     }
 }
 
@@ -321,8 +340,7 @@ pub(crate) async fn token(app: &Arc<App>, call: &Call, _body: &mut Incoming) -> 
     let claims = Claims {
         iss: "perennial".into(),
         sub: user.unwrap_or_default(),
-        // What the client was told in the challenge, so that both agree behind a proxy too.
-        aud: service(call),
+        aud: service(app, call),
         iat: now,
         nbf: now.saturating_sub(60),
         exp: now.saturating_add(TOKEN_S),

@@ -6,6 +6,7 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use perennial_core::registry::access::{Passwords, Policy};
 use perennial_registry::serve::{Accounts, Options, Scheme};
 use serde_json::Value;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const POLICY: &str = r#"{"rules": [
@@ -14,10 +15,14 @@ const POLICY: &str = r#"{"rules": [
     {"user": "ann", "repositories": "ann/*", "actions": ["pull", "push", "delete"]}]}"#;
 
 fn site(storage: &std::path::Path, scheme: Scheme) -> Site {
+    Site::start(with_accounts(storage, scheme))
+}
+
+fn with_accounts(storage: &std::path::Path, scheme: Scheme) -> Options {
     let sums = ["ann", "bob"].map(|name| format!("{name}:{}", bcrypt::hash(format!("{name}'s"), 4).unwrap()));
     let passwords = Passwords::parse(&sums.join("\n")).unwrap();
     let policy: Policy = serde_json::from_str(POLICY).unwrap();
-    Site::start(Options { accounts: Some(Accounts { scheme, passwords, policy }), ..options(storage) })
+    Options { accounts: Some(Accounts { scheme, passwords, policy }), ..options(storage) }
 }
 
 fn basic(name: &str) -> String {
@@ -123,12 +128,39 @@ fn a_token_that_was_changed_made_up_or_is_another_registrys_lets_nobody_in() {
         "Bearer a.b.c".to_owned(),
         format!("{token}x"),
     ] {
-        refused(&with(&first, &bad, "GET", "/v2/", b""), 401, "UNAUTHORIZED");
+        let refusal = with(&first, &bad, "GET", "/v2/", b"");
+        refused(&refusal, 401, "UNAUTHORIZED");
+        // So that the client asks for a new one, and not for more rights.
+        assert!(refusal.header("www-authenticate").unwrap().ends_with(",error=\"invalid_token\""), "{refusal:?}");
     }
     assert_eq!(with(&first, &token, "GET", "/v2/", b"").status, 200);
     let other = tempfile::tempdir().unwrap();
     let second = site(other.path(), Scheme::Token);
     refused(&with(&second, &token, "GET", "/v2/", b""), 401, "UNAUTHORIZED");
+}
+
+#[test]
+fn behind_a_proxy_that_passes_on_several_names_one_address_is_told_and_meant() {
+    let storage = tempfile::tempdir().unwrap();
+    for (public_url, service) in [
+        ("https://registry.example", "registry.example"),
+        ("https://registry.example:8443/hub/", "registry.example:8443"),
+    ] {
+        let options = Options { public_url: Some(public_url.into()), ..with_accounts(storage.path(), Scheme::Token) };
+        let site = Site::start(options);
+        let ask = |host: &str, path: &str, authorization: &str| {
+            let mut stream = std::net::TcpStream::connect(site.address).unwrap();
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {authorization}\r\n");
+            stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).unwrap();
+            Answer::read(stream, "GET").unwrap()
+        };
+        let realm = format!("{}/token", public_url.trim_end_matches('/'));
+        let challenge = ask("inner:5000", "/v2/", "").header("www-authenticate").unwrap().to_owned();
+        assert_eq!(challenge, format!("Bearer realm=\"{realm}\",service=\"{service}\""));
+        let token = bearer(&ask("registry.example", "/token?scope=repository:ann/a:pull", &basic("ann")));
+        assert_eq!(ask("inner:5000", "/v2/", &token).status, 200);
+        assert_eq!(ask("other", "/v2/", &token).status, 200);
+    }
 }
 
 #[test]
