@@ -10,7 +10,7 @@ use super::storage::BlobStore;
 use super::trouble::Trouble;
 use super::verdict::Verdicts;
 use super::{Options, blobs, lists, manifests, uploads};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::HeaderName;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
@@ -39,9 +39,7 @@ pub(crate) const SUMS_MAX: usize = 8;
 /// How many times its patience a request waits for its turn at the store.
 const TURN_PATIENCES: u32 = 5;
 /// Most bytes of a body that nobody wants that are read, so that the client reads the answer.
-const DRAIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// How long that may take.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The registry.
 #[derive(Debug)]
@@ -212,13 +210,14 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     let started = tokio::time::Instant::now();
     let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let mut is_read_on = true;
     let reply = match route(&app, (parts, from), &mut body).await {
         Ok(reply) => reply,
         Err(trouble) => {
+            is_read_on = !matches!(trouble, Trouble::Broken(_));
             if !matches!(trouble, Trouble::Fault(_) | Trouble::Broken(_) | Trouble::Ending) {
                 app.trouble("request_failed", &path, &trouble);
             }
-            drain(&mut body).await;
             reply::failed(&trouble)
         }
     };
@@ -233,11 +232,16 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
         ("ms", json!(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))),
     ];
     app.options.log.line(Level::Info, "request", fields);
+    if is_read_on && reply.status().as_u16() >= 400 && !body.is_end_stream() {
+        // Beside the answer, which some clients read meanwhile.
+        tokio::spawn(drain(body, app.options.patience));
+    }
     reply
 }
 
-/// Reads what is left of a body that nobody wants: a client that still sends does not read the answer.
-async fn drain(body: &mut Incoming) {
+/// Reads what is left of a body that nobody wants: many clients read the answer when they have sent everything, and lose
+/// it where the connection is closed before.
+async fn drain(mut body: Incoming, patience: Duration) {
     use http_body_util::BodyExt as _;
     let mut left = DRAIN_BYTES_MAX;
     let all = async {
@@ -248,7 +252,7 @@ async fn drain(body: &mut Incoming) {
             }
         }
     };
-    tokio::time::timeout(DRAIN, all).await.ok();
+    tokio::time::timeout(patience, all).await.ok();
 }
 
 async fn route(app: &Arc<App>, (parts, from): (Parts, IpAddr), body: &mut Incoming) -> Result<Reply, Trouble> {

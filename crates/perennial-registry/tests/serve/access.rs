@@ -41,6 +41,8 @@ fn put(site: &Site, authorization: &str, name: &str) -> Answer {
 fn with_passwords_everybody_may_do_what_the_policy_says() {
     let storage = tempfile::tempdir().unwrap();
     let site = site(storage.path(), Scheme::Basic);
+    let large = site.ask("POST", "/v2/ann/a/blobs/uploads/", &[], &vec![0; 20_000_000]);
+    refused(&large, 401, "UNAUTHORIZED");
     let ping = site.get("/v2/");
     refused(&ping, 401, "UNAUTHORIZED");
     assert_eq!(ping.header("www-authenticate"), Some("Basic realm=\"perennial\""));
