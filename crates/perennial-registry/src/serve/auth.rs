@@ -82,7 +82,7 @@ pub(crate) struct Auth {
     /// The same for each address from which logins are being checked.
     origins: Mutex<BTreeMap<IpAddr, Arc<Semaphore>>>,
     right: Mutex<BTreeSet<[u8; 32]>>,
-    failures: Mutex<Failures<[u8; 32]>>,
+    failures: Arc<Mutex<Failures<[u8; 32]>>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,7 +108,7 @@ impl Auth {
             logins: Arc::new(Semaphore::new(LOGINS_MAX)),
             origins: Mutex::default(),
             right: Mutex::default(),
-            failures: Mutex::default(),
+            failures: Arc::default(),
         })
     }
 
@@ -185,14 +185,18 @@ impl Auth {
         // A name that nobody has takes as long as one that somebody has.
         let own = sender.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let Some(sum) = known.or_else(|| accounts.passwords.decoy(own)) else { return Ok(None) };
-        let (sum, password) = (sum.to_owned(), password.to_owned());
+        let (sum, password, is_known) = (sum.to_owned(), password.to_owned(), known.is_some());
+        let (failures, now) = (Arc::clone(&self.failures), app.now());
         let check = move || {
-            let is_right = bcrypt::verify(password, &sum).unwrap_or(false);
+            let is_right = bcrypt::verify(password, &sum).unwrap_or(false) && is_known;
+            if !is_right {
+                // Here, so that nobody escapes it by going away.
+                lock(&failures).add(sender, now);
+            }
             drop(permits);
             Ok(is_right)
         };
-        if !super::app::blocking(check).await? || known.is_none() {
-            lock(&self.failures).add(sender, app.now());
+        if !super::app::blocking(check).await? {
             return Ok(None);
         }
         let mut right = lock(&self.right);
