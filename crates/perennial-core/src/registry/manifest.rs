@@ -193,6 +193,24 @@ impl Referrer {
     }
 }
 
+/// How much of a list of referrers has to be read for one answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReferrersRead {
+    bytes: usize,
+}
+
+impl ReferrersRead {
+    /// Counts one that was read; returns whether more might fit. What is certainly more than fits is read too, so that the
+    /// answer says that it is not all.
+    pub fn goes_on_after(&mut self, referrer: &Referrer) -> bool {
+        let texts = [Some(&referrer.media_type), Some(&referrer.digest), referrer.artifact_type.as_ref()];
+        let annotations = referrer.annotations.as_ref().map_or(0, String::len);
+        let least = texts.into_iter().flatten().fold(annotations, |sum, text| sum.saturating_add(text.len()));
+        self.bytes = self.bytes.saturating_add(least);
+        self.bytes <= REFERRERS_BYTES_MAX
+    }
+}
+
 /// Returns an index of referrers, and the last digest in it where more follow.
 #[must_use]
 pub fn referrers_page(referrers: &[Referrer]) -> (String, Option<&str>) {

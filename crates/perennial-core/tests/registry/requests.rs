@@ -1,7 +1,9 @@
 //! Names, paths, ranges, preconditions and manifests.
 
 use perennial_core::registry::fault::{Code, Fault};
-use perennial_core::registry::manifest::{IMAGE, INDEX, Link, REFERRERS_BYTES_MAX, Referrer, read, referrers_page};
+use perennial_core::registry::manifest::{
+    IMAGE, INDEX, Link, REFERRERS_BYTES_MAX, Referrer, ReferrersRead, read, referrers_page,
+};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Reference, Repository, Tag, UploadId};
 use perennial_core::registry::page::{Page, TAGS_MAX};
 use perennial_core::registry::precondition::Precondition;
@@ -340,4 +342,7 @@ fn referrers_are_listed_in_parts_that_fit() {
     let (index, more) = referrers_page(&large);
     assert_eq!(more, Some(digest(1).as_str()));
     assert!(index.len() < REFERRERS_BYTES_MAX);
+    let mut read = ReferrersRead::default();
+    let goes_on: Vec<bool> = large.iter().map(|referrer| read.goes_on_after(referrer)).collect();
+    assert_eq!(goes_on, [true, false, false], "the one that does not fit is read, and none after it");
 }
