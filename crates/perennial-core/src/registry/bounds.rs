@@ -24,6 +24,37 @@ pub fn connections_that_fit(asked: usize, files: u64) -> usize {
     asked.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
 }
 
+/// Bytes in a second that a client has to send or take while it should.
+pub const PACE_BYTES_PER_S: u64 = 1024;
+
+/// How fast a client sends or takes, in one window of time after another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pace {
+    window_nanos: u64,
+    nanos: u64,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Makes one that looks at windows of this length.
+    #[must_use]
+    pub fn new(window_nanos: u64) -> Self {
+        Self { window_nanos, nanos: 0, bytes: 0 }
+    }
+
+    /// Counts bytes, and the time for which they were waited for; returns whether that is fast enough.
+    pub fn is_kept(&mut self, bytes: u64, nanos: u64) -> bool {
+        (self.bytes, self.nanos) = (self.bytes.saturating_add(bytes), self.nanos.saturating_add(nanos));
+        if self.nanos < self.window_nanos {
+            return true;
+        }
+        let least = self.nanos / 1_000_000 * PACE_BYTES_PER_S / 1000;
+        let is_kept = self.bytes >= least;
+        (self.bytes, self.nanos) = (0, 0);
+        is_kept
+    }
+}
+
 /// Wrong passwords after which no more are looked at for a while.
 pub const FAILURES_MAX: u32 = 10;
 /// How long that while is.

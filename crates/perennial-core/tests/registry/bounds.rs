@@ -1,7 +1,7 @@
 //! What one client may take of what all share.
 
 use perennial_core::registry::bounds::{
-    FAILURES_MAX, FAILURES_NANOS, Failures, connections_that_fit, files_needed, origin,
+    FAILURES_MAX, FAILURES_NANOS, Failures, PACE_BYTES_PER_S, Pace, connections_that_fit, files_needed, origin,
 };
 use perennial_core::time::Time;
 
@@ -62,5 +62,25 @@ fn an_address_belongs_to_its_network() {
         ("::1", "::"),
     ] {
         assert_eq!(origin(address.parse().unwrap()).to_string(), expected, "{address}");
+    }
+}
+
+#[test]
+fn a_pace_is_kept_by_what_comes_in_each_window() {
+    let second = 1_000_000_000;
+    let minute = 60 * PACE_BYTES_PER_S;
+    // Bytes and seconds one after another, and how many of them were fast enough.
+    for (what, came, kept) in [
+        ("a byte a second", vec![(1, 1); 100], 59),
+        ("all at once, then nothing for less than a window", vec![(minute, 0), (0, 59)], 2),
+        ("all at once, then nothing", vec![(minute, 0), (0, 59), (0, 1), (0, 60)], 3),
+        ("just enough, for ever", vec![(PACE_BYTES_PER_S, 1); 1000], 1000),
+        ("just too little", vec![(PACE_BYTES_PER_S - 1, 1); 1000], 59),
+        ("much in one window does not count in the next", vec![(10 * minute, 60), (0, 60)], 1),
+        ("waiting that is not the client's", vec![(0, 0); 1000], 1000),
+    ] {
+        let mut pace = Pace::new(60 * second);
+        let count = came.iter().take_while(|(bytes, seconds)| pace.is_kept(*bytes, seconds * second)).count();
+        assert_eq!(count, kept, "{what}");
     }
 }

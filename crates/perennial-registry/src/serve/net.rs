@@ -7,7 +7,7 @@ use super::{ServeError, Tls};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use perennial_core::registry::bounds::{connections_that_fit, files_needed};
+use perennial_core::registry::bounds::{Pace, connections_that_fit, files_needed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::convert::Infallible;
@@ -162,29 +162,44 @@ async fn talk(
     connection.await.ok();
 }
 
-/// A stream that ends when it cannot send anything for too long. (Reading is timed where a body is read.)
+/// Returns the pace of a client that is waited for with this patience.
+pub(crate) fn pace_of(patience: Duration) -> Pace {
+    Pace::new(nanos_of(patience))
+}
+
+/// Returns a time as the core counts it.
+pub(crate) fn nanos_of(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A stream that ends when it cannot send anything for too long, or too slowly. (Reading is timed where a body is read.)
 #[derive(Debug)]
 struct Patient<S> {
     stream: S,
     patience: Duration,
     until: Pin<Box<Sleep>>,
-    is_waiting: bool,
+    waits_since: Option<Instant>,
+    pace: Pace,
 }
 
 impl<S> Patient<S> {
     fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, until: Box::pin(tokio::time::sleep(patience)), is_waiting: false }
+        let until = Box::pin(tokio::time::sleep(patience));
+        Self { stream, patience, until, waits_since: None, pace: pace_of(patience) }
     }
 
     /// Times what waits.
-    fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.is_waiting = false;
-            return polled;
+    fn watch(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = polled {
+            let waited = self.waits_since.take().map_or(0, |since| nanos_of(since.elapsed()));
+            let bytes = u64::try_from(*written.as_ref().unwrap_or(&0)).unwrap_or(u64::MAX);
+            let is_kept = self.pace.is_kept(bytes, waited);
+            return Poll::Ready(if is_kept { written } else { Err(io::ErrorKind::TimedOut.into()) });
         }
-        if !self.is_waiting {
-            self.is_waiting = true;
-            self.until.as_mut().reset(Instant::now() + self.patience);
+        if self.waits_since.is_none() {
+            let now = Instant::now();
+            self.waits_since = Some(now);
+            self.until.as_mut().reset(now + self.patience);
         }
         match self.until.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -228,5 +243,31 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// Sends 20,000 bytes to a client that takes so many of them each 10 ms.
+    async fn send(taken: usize) -> io::Result<()> {
+        let (ours, mut theirs) = tokio::io::duplex(512);
+        let taking = tokio::spawn(async move {
+            let mut buffer = vec![0; taken];
+            while theirs.read_exact(&mut buffer).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let sent = Patient::new(ours, Duration::from_millis(300)).write_all(&[0; 20_000]).await;
+        taking.abort();
+        sent
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_a_little_now_and_then_is_let_go_of() {
+        assert_eq!(send(1).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        send(500).await.unwrap();
     }
 }

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Bytes read at once when stored bytes are summed again.
@@ -37,9 +38,26 @@ pub(crate) struct Session {
     /// The sum of the bytes that are there; nothing after a restart.
     sum: Option<Sum>,
     is_over: bool,
+    standing: Arc<AtomicU64>,
 }
 
-type Shared = Arc<tokio::sync::Mutex<Session>>;
+/// An upload, and where it stands, which can be told while a request works on it.
+#[derive(Debug, Clone)]
+struct Shared {
+    session: Arc<tokio::sync::Mutex<Session>>,
+    repository: String,
+    standing: Arc<AtomicU64>,
+}
+
+impl Shared {
+    fn new(session: Session) -> Self {
+        let (repository, standing) = (session.repository.clone(), Arc::clone(&session.standing));
+        standing.store(session.bytes, Ordering::Relaxed);
+        Self { session: Arc::new(tokio::sync::Mutex::new(session)), repository, standing }
+    }
+}
+
+type Lockable = Arc<tokio::sync::Mutex<Session>>;
 
 /// All uploads.
 #[derive(Debug)]
@@ -88,7 +106,7 @@ impl Staging {
         repository: &Repository,
         algorithm: Algorithm,
         now: Time,
-    ) -> Result<Shared, Trouble> {
+    ) -> Result<Lockable, Trouble> {
         let record = UploadRecord {
             repository: repository.to_string(),
             algorithm: algorithm.as_str().to_owned(),
@@ -108,10 +126,11 @@ impl Staging {
             algorithm,
             sum: Some(Sum::new(algorithm)),
             is_over: false,
+            standing: Arc::default(),
         };
-        let shared = Arc::new(tokio::sync::Mutex::new(session));
-        lock(&self.sessions).insert(id, Arc::clone(&shared));
-        Ok(shared)
+        let shared = Shared::new(session);
+        lock(&self.sessions).insert(id, shared.clone());
+        Ok(shared.session)
     }
 
     fn create(&self, id: &UploadId, path: &Path, record: &UploadRecord) -> std::io::Result<()> {
@@ -124,12 +143,25 @@ impl Staging {
     }
 
     /// Returns an upload of a repository.
-    pub(crate) fn find(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
-        if let Some(session) = lock(&self.sessions).get(id) {
-            return Ok(Arc::clone(session));
+    pub(crate) fn find(&self, id: &UploadId, repository: &Repository) -> Result<Lockable, Trouble> {
+        self.shared(id, repository).map(|shared| shared.session)
+    }
+
+    /// Returns how many bytes of an upload are there, without waiting for who works on it.
+    pub(crate) fn standing(&self, id: &UploadId, repository: &Repository) -> Result<u64, Trouble> {
+        let shared = self.shared(id, repository)?;
+        if shared.repository != repository.as_str() {
+            return Err(unknown(id).into());
+        }
+        Ok(shared.standing.load(Ordering::Relaxed))
+    }
+
+    fn shared(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
+        if let Some(shared) = lock(&self.sessions).get(id) {
+            return Ok(shared.clone());
         }
         let loaded = self.load(id, repository)?;
-        Ok(Arc::clone(lock(&self.sessions).entry(id.clone()).or_insert(loaded)))
+        Ok(lock(&self.sessions).entry(id.clone()).or_insert(loaded).clone())
     }
 
     fn load(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
@@ -151,8 +183,9 @@ impl Staging {
             Err(error) => return Err(Trouble::io(format!("cannot look at upload {id}"))(error)),
         };
         let repository = record.repository;
-        let session = Session { id: id.clone(), repository, bytes, path, algorithm, sum: None, is_over: false };
-        Ok(Arc::new(tokio::sync::Mutex::new(session)))
+        let (id, standing) = (id.clone(), Arc::default());
+        let session = Session { id, repository, bytes, path, algorithm, sum: None, is_over: false, standing };
+        Ok(Shared::new(session))
     }
 
     /// Ends an upload: its bytes have become a blob, or are not wanted. A session that is over takes nothing more.
@@ -196,8 +229,8 @@ impl Staging {
     /// Returns whether a request works on an upload; forgets one on which none does.
     fn is_busy(&self, id: &UploadId) -> bool {
         let mut sessions = lock(&self.sessions);
-        let Some(session) = sessions.get(id) else { return false };
-        let Ok(mut session) = session.clone().try_lock_owned() else { return true };
+        let Some(shared) = sessions.get(id) else { return false };
+        let Ok(mut session) = shared.session.clone().try_lock_owned() else { return true };
         session.is_over = true;
         sessions.remove(id);
         false
@@ -267,6 +300,7 @@ impl Session {
     /// Takes the sum back from a writer whose bytes have all been written.
     pub(crate) fn take_back(&mut self, writer: Writer) {
         self.bytes = writer.bytes;
+        self.standing.store(self.bytes, Ordering::Relaxed);
         self.sum = Some(writer.sum);
     }
 
@@ -276,6 +310,7 @@ impl Session {
         let cut = OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(bytes));
         cut.map_err(Trouble::io(format!("cannot cut upload {}", self.id)))?;
         self.bytes = bytes;
+        self.standing.store(bytes, Ordering::Relaxed);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use super::app::{App, Call, Publishing, blob_path, blocking};
 use super::hash::Sum;
 use super::meta::Holding;
+use super::net::{nanos_of, pace_of};
 use super::reply::{self, Reply};
 use super::staging::Session;
 use super::trouble::Trouble;
@@ -12,6 +13,7 @@ use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, LOCATION, RANGE};
 use perennial_core::registry::access::Action;
+use perennial_core::registry::bounds::Pace;
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Repository, UploadId};
 use perennial_core::registry::range::{ChunkRange, chunk_bytes, upload_range};
@@ -47,7 +49,7 @@ pub(crate) async fn begin(
     let (worker, of) = (Arc::clone(app), name.clone());
     let session = blocking(move || worker.staging.begin(id, &of, algorithm, worker.now())).await?;
     let session = session.lock_owned().await;
-    let Some(digest) = digest else { return Ok(accepted(&name, &session)) };
+    let Some(digest) = digest else { return Ok(accepted(&name, &session.id, session.bytes)) };
     let length = call.length()?;
     let (session, received) = receive(app, session, Some(&digest), length, body).await;
     match received {
@@ -81,8 +83,10 @@ async fn mount(app: &Arc<App>, call: &Call, name: &Repository, digest: &str) -> 
 
 /// Answers `GET`: where the upload stands.
 pub(crate) async fn status(app: &Arc<App>, name: Repository, id: UploadId) -> Result<Reply, Trouble> {
-    let session = found(app, &name, id).await?;
-    let reply = accepted(&name, &session);
+    // Without the session's lock, which a request that still sends has.
+    let (worker, of, upload) = (Arc::clone(app), name.clone(), id.clone());
+    let bytes = blocking(move || worker.staging.standing(&upload, &of)).await?;
+    let reply = accepted(&name, &id, bytes);
     let mut status = reply::empty(StatusCode::NO_CONTENT);
     *status.headers_mut() = reply.headers().clone();
     Ok(status)
@@ -104,7 +108,7 @@ pub(crate) async fn chunk(
     };
     let (session, received) = receive(app, session, None, bytes, body).await;
     received?;
-    Ok(accepted(&name, &session))
+    Ok(accepted(&name, &session.id, session.bytes))
 }
 
 /// Answers `PUT`: the last chunk, if it was not sent yet, and what all of them are.
@@ -169,8 +173,9 @@ async fn receive(
     if let Err(fault) = hold(&session, before.saturating_add(expected.unwrap_or(0))) {
         return (session, Err(fault.into()));
     }
+    let mut pace = pace_of(app.options.patience);
     loop {
-        let (batch, end) = gather(app, body).await;
+        let (batch, end) = gather(app, body, &mut pace).await;
         let bytes = batch.iter().fold(session.bytes, |sum, part| sum.saturating_add(length_of(part)));
         // What was announced has its room.
         let (back, stored) = match if expected.is_none() { hold(&session, bytes) } else { Ok(()) } {
@@ -230,16 +235,22 @@ enum Gathered {
 }
 
 /// Gathers what comes, until it is worth a write.
-async fn gather(app: &App, body: &mut Incoming) -> (Vec<Bytes>, Gathered) {
+async fn gather(app: &App, body: &mut Incoming, pace: &mut Pace) -> (Vec<Bytes>, Gathered) {
     let (mut batch, mut bytes) = (Vec::new(), 0_usize);
     while bytes < BATCH_BYTES {
+        let began = tokio::time::Instant::now();
         let frame = match tokio::time::timeout(app.options.patience, body.frame()).await {
             Err(_) => return (batch, Gathered::Broken("nothing came for too long".into())),
             Ok(None) => return (batch, Gathered::End),
             Ok(Some(Err(error))) => return (batch, Gathered::Broken(error.to_string())),
             Ok(Some(Ok(frame))) => frame,
         };
-        if let Ok(data) = frame.into_data() {
+        let data = frame.into_data().unwrap_or_default();
+        if !pace.is_kept(length_of(&data), nanos_of(began.elapsed())) {
+            batch.push(data);
+            return (batch, Gathered::Broken("it came too slowly".into()));
+        }
+        if !data.is_empty() {
             bytes = bytes.saturating_add(data.len());
             batch.push(data);
         }
@@ -321,17 +332,16 @@ fn publish(app: &App, session: &mut Session, of: &Holding, right: Publishing) ->
 }
 
 /// Returns the answer that an upload goes on.
-fn accepted(name: &Repository, session: &Session) -> Reply {
-    let id = &session.id;
+fn accepted(name: &Repository, id: &UploadId, bytes: u64) -> Reply {
     let reply = reply::with(reply::empty(StatusCode::ACCEPTED), LOCATION, format!("/v2/{name}/blobs/uploads/{id}"));
-    let reply = reply::with(reply, RANGE, upload_range(session.bytes));
+    let reply = reply::with(reply, RANGE, upload_range(bytes));
     reply::with_own(reply, "docker-upload-uuid", id.as_str())
 }
 
 /// Returns the answer to a chunk at the wrong place, with where the upload stands.
 fn refused_at(fault: &Fault, name: &Repository, session: &Session) -> Reply {
     let mut reply = reply::refused(fault);
-    let standing = accepted(name, session);
+    let standing = accepted(name, &session.id, session.bytes);
     reply.headers_mut().extend(standing.headers().clone());
     reply
 }

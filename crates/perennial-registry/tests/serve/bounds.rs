@@ -21,6 +21,32 @@ fn a_client_that_sends_nothing_more_is_let_go_of() {
 }
 
 #[test]
+fn a_client_that_sends_a_little_now_and_then_is_let_go_of() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { patience: Duration::from_secs(1), ..options(storage.path()) });
+    let path = site.begin("a");
+    let mut slow = site.open("PATCH", &path, &[("Content-Length", "10000")]).unwrap();
+    // Some fifty bytes in a second.
+    wait_until("the end of the connection", || slow.write_all(b"x").is_err());
+    let range = site.get(&path).header("range").unwrap().to_owned();
+    let kept: usize = range.trim_start_matches("0-").parse().unwrap();
+    assert!((1..500).contains(&kept), "what came is kept: {range}");
+}
+
+#[test]
+fn where_an_upload_stands_is_told_while_it_goes_on() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { patience: Duration::from_secs(60), ..options(storage.path()) });
+    let path = site.begin("a");
+    let mut sending = site.open("PATCH", &path, &[("Content-Length", "3000000")]).unwrap();
+    sending.write_all(&noise(2_000_000)).unwrap();
+    wait_until("some of it", || site.get(&path).header("range").is_some_and(|range| range.len() > "0-99999".len()));
+    refused(&site.get(&path.replace("/a/", "/b/")), 404, "BLOB_UPLOAD_UNKNOWN");
+    drop(sending);
+    wait_until("the rest", || site.get(&path).header("range") == Some("0-1999999"));
+}
+
+#[test]
 fn a_client_that_takes_nothing_more_is_let_go_of() {
     let storage = tempfile::tempdir().unwrap();
     let site = Site::start(Options { patience: Duration::from_millis(300), ..options(storage.path()) });

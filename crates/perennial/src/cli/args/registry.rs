@@ -74,7 +74,7 @@ pub struct RegistryArgs {
     /// Leave a blob alone this long after it was read
     #[arg(long, value_name = "TIME", default_value = "168h")]
     pub scrub_every: String,
-    /// End connections that send or take nothing for this long while they should
+    /// End connections that send or take nothing, or next to nothing, for this long while they should
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub patience: String,
     /// Most connections at once; more wait. Each needs two open files
