@@ -1,5 +1,6 @@
 //! What one client may take of what all share.
 
+use super::manifest::MANIFEST_BYTES_MAX;
 use crate::time::Time;
 use alloc::collections::BTreeMap;
 use core::net::{IpAddr, Ipv6Addr};
@@ -22,6 +23,19 @@ pub fn files_needed(connections: usize) -> u64 {
 pub fn connections_that_fit(asked: usize, files: u64) -> usize {
     let fit = files.saturating_sub(FILES_RESERVED) / FILES_PER_CONNECTION;
     asked.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
+}
+
+/// KiB of manifests that may be in memory at once while they are put.
+pub const MANIFESTS_KIB: u32 = 32 * 1024;
+/// A manifest of so many bytes does not count: most are smaller, and need not wait for those that are not.
+const MANIFEST_FREE_BYTES: u64 = 16 * 1024;
+
+/// Returns how many of [`MANIFESTS_KIB`] a manifest of this announced length takes; where nothing was announced, it may
+/// become as large as any.
+#[must_use]
+pub fn manifest_kib(announced: Option<u64>) -> u32 {
+    let bytes = announced.unwrap_or(MANIFEST_BYTES_MAX).min(MANIFEST_BYTES_MAX);
+    if bytes <= MANIFEST_FREE_BYTES { 0 } else { u32::try_from(bytes.div_ceil(1024)).unwrap_or(MANIFESTS_KIB) }
 }
 
 /// Bytes in a second that a client has to send or take while it should.

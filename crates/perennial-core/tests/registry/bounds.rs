@@ -1,7 +1,8 @@
 //! What one client may take of what all share.
 
 use perennial_core::registry::bounds::{
-    FAILURES_MAX, FAILURES_NANOS, Failures, PACE_BYTES_PER_S, Pace, connections_that_fit, files_needed, origin,
+    FAILURES_MAX, FAILURES_NANOS, Failures, PACE_BYTES_PER_S, Pace, connections_that_fit, files_needed, manifest_kib,
+    origin,
 };
 use perennial_core::time::Time;
 
@@ -83,4 +84,11 @@ fn a_pace_is_kept_by_what_comes_in_each_window() {
         let count = came.iter().take_while(|(bytes, seconds)| pace.is_kept(*bytes, seconds * second)).count();
         assert_eq!(count, kept, "{what}");
     }
+}
+
+#[test]
+fn a_large_manifest_takes_its_length_and_an_unknown_one_the_most() {
+    let max = 4 * 1024 * 1024;
+    let announced = [Some(0), Some(16_384), Some(16_385), Some(20_480), Some(max), Some(u64::MAX), None];
+    assert_eq!(announced.map(manifest_kib), [0, 0, 17, 20, 4096, 4096, 4096]);
 }

@@ -15,6 +15,7 @@ use hyper::header::HeaderName;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use perennial_core::registry::access::needed;
+use perennial_core::registry::bounds::manifest_kib;
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{BlobDigest, Repository};
 use perennial_core::registry::query::Query;
@@ -59,6 +60,8 @@ pub(crate) struct App {
     pub(crate) reads: Arc<Semaphore>,
     /// How many blobs may be published at once.
     pub(crate) publishes: Arc<Semaphore>,
+    /// KiB of manifests that may come at once.
+    pub(crate) manifests: Arc<Semaphore>,
     pub(crate) locks: [Arc<Mutex<()>>; LOCKS],
 }
 
@@ -116,6 +119,12 @@ impl App {
         let guard = self.turn(Arc::clone(self.lock_of(digest)).lock_owned()).await?;
         let permit = self.turn(Arc::clone(&self.publishes).acquire_owned()).await?;
         Ok(Publishing { _guard: guard, _permit: permit.map_err(|_| Trouble::Ending)? })
+    }
+
+    /// Waits for the right to take a manifest of this length into memory.
+    pub(crate) async fn taking_manifest(&self, announced: Option<u64>) -> Result<OwnedSemaphorePermit, Trouble> {
+        let permit = self.turn(Arc::clone(&self.manifests).acquire_many_owned(manifest_kib(announced))).await?;
+        permit.map_err(|_| Trouble::Ending)
     }
 
     async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Trouble> {

@@ -35,6 +35,7 @@ pub use storage::s3::S3;
 use app::App;
 use log::{Level, Log};
 use perennial_core::format::{Format, decode, encode};
+use perennial_core::registry::bounds::MANIFESTS_KIB;
 use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_core::registry::upload::StorageRecord;
@@ -217,6 +218,7 @@ fn open(options: Options) -> Result<App, ServeError> {
         summing: Semaphore::new(processors.min(app::SUMS_MAX)),
         reads: Arc::new(Semaphore::new(app::READS_MAX)),
         publishes: Arc::new(Semaphore::new(app::PUBLISHES_MAX)),
+        manifests: Arc::new(Semaphore::new(usize::try_from(MANIFESTS_KIB).unwrap_or(usize::MAX))),
         locks: App::free_locks(),
         options,
     })

@@ -26,8 +26,8 @@ pub(crate) enum Trouble {
     /// The client broke off.
     #[error("the client broke off: {0}")]
     Broken(String),
-    /// Its turn at the store of blobs did not come in time.
-    #[error("the store of blobs is busy")]
+    /// Its turn did not come in time: at the store of blobs, or for a large manifest.
+    #[error("the registry is busy")]
     Busy,
     /// The server is ending.
     #[error("the registry is ending")]

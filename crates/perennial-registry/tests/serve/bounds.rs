@@ -47,6 +47,28 @@ fn where_an_upload_stands_is_told_while_it_goes_on() {
 }
 
 #[test]
+fn large_manifests_wait_for_each_other_and_small_ones_do_not() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::start(Options { patience: Duration::from_secs(20), ..options(storage.path()) });
+    let config = site.push("a", b"{}");
+    let small = super::site::image(&config, std::iter::empty());
+    let mut large = small.clone();
+    large.resize(20_000, b' ');
+    let announce = |_| site.open("PUT", "/v2/a/manifests/v0", &[("Content-Length", "4194304")]).unwrap();
+    let many: Vec<TcpStream> = (0..8).map(announce).collect();
+    let connections = |count: &str| site.get("/metrics").text().contains(&format!("_connections {count}\n"));
+    wait_until("all of them", || connections("9"));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| site.put_manifest("a", "large", &large).status);
+        wait_until("one more", || connections("10"));
+        assert_eq!(site.put_manifest("a", "small", &small).status, 201);
+        assert!(!waiting.is_finished(), "memory is bounded");
+        drop(many);
+        assert_eq!(waiting.join().unwrap(), 201);
+    });
+}
+
+#[test]
 fn a_client_that_takes_nothing_more_is_let_go_of() {
     let storage = tempfile::tempdir().unwrap();
     let site = Site::start(Options { patience: Duration::from_millis(300), ..options(storage.path()) });
