@@ -193,6 +193,26 @@ fn a_registry_takes_no_more_connections_than_it_can_open_files_for() -> Result<(
     registry.stop()
 }
 
+#[test]
+fn options_that_do_not_fit_are_refused_before_anything_is_made() -> Result<()> {
+    let place = tempfile::TempDir::new()?;
+    let storage = place.path().join("storage");
+    for (options, said) in [
+        (&["--gc-grace", "0s"][..], "--gc-grace is at least 1m"),
+        (&["--gc-grace", "59s"], "--gc-grace is at least 1m"),
+        (&["--connections", "0"], "--connections are at least 1"),
+        (&["--auth", "basic"], "--auth needs the passwords"),
+    ] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_perennial"));
+        let program = program.args(["registry", "--listen", "127.0.0.1:0", "--storage"]).arg(&storage).args(options);
+        let done = program.output()?;
+        let text = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.code() == Some(2) && text.contains(said), "{options:?}: {} {text}", done.status);
+        ensure!(!storage.exists(), "{options:?}: the directory was made");
+    }
+    Ok(())
+}
+
 /// A server that speaks S3.
 struct S3(Child);
 

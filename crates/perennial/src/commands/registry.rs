@@ -17,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How long an object store may say nothing; a part of 8 MiB is sent in that time.
 const PATIENCE_WITH_STORE: Duration = Duration::from_secs(60);
+/// Shortest time of grace: a push sends its blobs before the manifest that needs them, and waits between chunks.
+const GRACE_LEAST: Duration = Duration::from_secs(60);
 /// How long open connections are waited for at the end.
 const GRACE_OF_END: Duration = Duration::from_secs(10);
 
@@ -62,6 +64,10 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     let collect_every = duration("gc-every", &args.gc_every)?;
     let grace = duration("gc-grace", &args.gc_grace)?;
+    if grace < GRACE_LEAST {
+        let message = "--gc-grace is at least 1m: a push sends blobs before the manifest that needs them";
+        return Err(Failure::new(Code::Usage, message));
+    }
     let scrub = Scrub {
         bytes_per_s: bytes("scrub-rate", &args.scrub_rate)?,
         every: duration("scrub-every", &args.scrub_every)?,

@@ -59,7 +59,7 @@ pub struct RegistryArgs {
     /// Collect what nothing needs, this often; 0 never
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub gc_every: String,
-    /// Keep what nothing needs this long after it was last asked for
+    /// Keep what nothing needs this long after it was last asked for; at least 1m
     #[arg(long, value_name = "TIME", default_value = "24h")]
     pub gc_grace: String,
     /// Collect manifests too that no tag, index or subject keeps
