@@ -197,8 +197,21 @@ fn a_registry_takes_no_more_connections_than_it_can_open_files_for() -> Result<(
 fn options_that_do_not_fit_are_refused_before_anything_is_made() -> Result<()> {
     let place = tempfile::TempDir::new()?;
     let storage = place.path().join("storage");
+    let file = |name: &str, content: &str| -> Result<String> {
+        let path = place.path().join(name);
+        fs::File::create(&path)?.write_all(content.as_bytes())?;
+        Ok(path.display().to_string())
+    };
+    let passwords = file("passwords", "ann:$2y$05$abc")?;
+    let rule = |user: &str, repositories: &str| {
+        format!(r#"{{"rules": [{{"user": "{user}", "repositories": "{repositories}", "actions": ["pull"]}}]}}"#)
+    };
+    let (unknown, pattern) = (file("unknown", &rule("eve", "*"))?, file("pattern", &rule("ann", "garden*"))?);
+    let with_policy = |policy| ["--auth", "token", "--htpasswd", &passwords, "--policy", policy];
     for (options, said) in [
-        (&["--gc-grace", "0s"][..], "--gc-grace is at least 1m"),
+        (&with_policy(&unknown)[..], "unknown: a rule is for eve, who has no password"),
+        (&with_policy(&pattern), "pattern: \"garden*\" can be no repositories"),
+        (&["--gc-grace", "0s"], "--gc-grace is at least 1m"),
         (&["--gc-grace", "59s"], "--gc-grace is at least 1m"),
         (&["--connections", "0"], "--connections are at least 1"),
         (&["--auth", "basic"], "--auth needs the passwords"),

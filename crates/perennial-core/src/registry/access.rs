@@ -96,11 +96,56 @@ impl Policy {
         rules.flat_map(|rule| rule.actions.iter().copied()).collect()
     }
 
+    /// Refuses a rule that grants nothing to anybody, as whoever wrote it meant something else.
+    ///
+    /// # Errors
+    /// [`PolicyError`].
+    pub fn check(&self, passwords: &Passwords) -> Result<(), PolicyError> {
+        for rule in &self.rules {
+            let is_user = ["*", "anonymous"].contains(&rule.user.as_str()) || passwords.sum_of(&rule.user).is_some();
+            if !is_user {
+                return Err(PolicyError::User { user: rule.user.clone() });
+            }
+            let pattern = rule.repositories.replace("$user", "user");
+            let name = pattern.strip_suffix("/*").unwrap_or(&pattern);
+            if pattern != "*" && Repository::parse(name).is_err() {
+                return Err(PolicyError::Repositories { repositories: rule.repositories.clone() });
+            }
+            if rule.actions.is_empty() {
+                return Err(PolicyError::Actions { user: rule.user.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// Returns whether anything is granted to somebody who has not logged in.
     #[must_use]
     pub fn has_anonymous(&self) -> bool {
         self.rules.iter().any(|rule| rule.is_for(None))
     }
+}
+
+/// Why a policy cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A rule is for a user who has no password.
+    #[error("a rule is for {user}, who has no password; `*` is everybody who has one, `anonymous` everybody")]
+    User {
+        /// Whose.
+        user: String,
+    },
+    /// A rule's repositories are none.
+    #[error("{repositories:?} can be no repositories: give a name, `name/*` for all below it, or `*` for all")]
+    Repositories {
+        /// What it says.
+        repositories: String,
+    },
+    /// A rule grants no action.
+    #[error("a rule for {user} grants no action")]
+    Actions {
+        /// Whose.
+        user: String,
+    },
 }
 
 impl Rule {

@@ -1,7 +1,8 @@
 //! Who may do what.
 
 use perennial_core::registry::access::{
-    Access, Action, Passwords, PasswordsError, Policy, TokenFault, allows, bearer_challenge, grant, needed,
+    Access, Action, Passwords, PasswordsError, Policy, PolicyError, Rule, TokenFault, allows, bearer_challenge, grant,
+    needed,
 };
 use perennial_core::registry::name::Repository;
 use perennial_core::registry::route::Route;
@@ -45,6 +46,32 @@ fn what_no_rule_grants_is_refused() {
     assert_eq!(Policy::default().granted(None, &name("a")), BTreeSet::new());
     assert_eq!(Policy::default().granted(Some("x"), &name("a")).len(), 3);
     assert!(serde_json::from_str::<Policy>(r#"{"rules": [], "rule": 1}"#).is_err());
+}
+
+#[test]
+fn a_rule_that_can_grant_nothing_is_refused() {
+    let passwords = Passwords::parse("root:$2y$05$abc").unwrap();
+    assert_eq!(policy().check(&passwords), Ok(()));
+    assert_eq!(Policy::default().check(&Passwords::default()), Ok(()));
+    let rule = |user: &str, repositories: &str, actions: &[Action]| {
+        let (user, repositories) = (user.into(), repositories.into());
+        Policy { rules: vec![Rule { user, repositories, actions: actions.iter().copied().collect() }] }
+            .check(&passwords)
+    };
+    let pull = &[Action::Pull];
+    for (user, repositories) in
+        [("root", "*"), ("*", "a/b"), ("anonymous", "a/b/*"), ("*", "$user"), ("*", "a-$user/*")]
+    {
+        assert_eq!(rule(user, repositories, pull), Ok(()), "{user} {repositories}");
+    }
+    for repositories in ["garden*", "*/a", "a/*/b", "", "/*", "/a", "a/", "a/**", "Garden", "**"] {
+        let refused = Err(PolicyError::Repositories { repositories: repositories.into() });
+        assert_eq!(rule("*", repositories, pull), refused);
+    }
+    for user in ["ann", "", "Root", "root*"] {
+        assert_eq!(rule(user, "*", pull), Err(PolicyError::User { user: user.into() }));
+    }
+    assert_eq!(rule("*", "*", &[]), Err(PolicyError::Actions { user: "*".into() }));
 }
 
 #[test]

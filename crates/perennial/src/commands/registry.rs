@@ -141,7 +141,11 @@ fn accounts(args: &RegistryArgs) -> Result<Option<Accounts>> {
     let passwords = Passwords::parse(&read(path)?).map_err(|error| usage(path, &error))?;
     let policy = match &args.policy {
         None => Policy::default(),
-        Some(path) => serde_json::from_str(&read(path)?).map_err(|error| usage(path, &error))?,
+        Some(path) => {
+            let policy: Policy = serde_json::from_str(&read(path)?).map_err(|error| usage(path, &error))?;
+            policy.check(&passwords).map_err(|error| usage(path, &error))?;
+            policy
+        }
     };
     Ok(Some(Accounts { scheme, passwords, policy }))
 }
