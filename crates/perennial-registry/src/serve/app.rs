@@ -219,8 +219,8 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     let started = tokio::time::Instant::now();
     let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
-    let mut is_read_on = true;
-    let reply = match route(&app, (parts, from), &mut body).await {
+    let (mut is_read_on, mut who) = (true, None);
+    let reply = match route(&app, (parts, from), &mut body, &mut who).await {
         Ok(reply) => reply,
         Err(trouble) => {
             is_read_on = !matches!(trouble, Trouble::Broken(_));
@@ -234,12 +234,14 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     // Tells clients that `If-Match` and `If-None-Match` hold for tags: no push passes another unseen.
     let reply = reply::with_own(reply, crate::repository::CONDITIONAL_TAGS, "1");
     app.metrics.answered(&method, reply.status().as_u16(), started.elapsed());
-    let fields = vec![
+    let mut fields = vec![
         ("method", json!(method.as_str())),
         ("path", json!(path)),
         ("status", json!(reply.status().as_u16())),
         ("ms", json!(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))),
+        ("from", json!(from.to_canonical().to_string())),
     ];
+    fields.extend(who.map(|user| ("user", json!(user))));
     app.options.log.line(Level::Info, "request", fields);
     if is_read_on && reply.status().as_u16() >= 400 && !body.is_end_stream() {
         // Beside the answer, which some clients read meanwhile.
@@ -264,19 +266,24 @@ async fn drain(mut body: Incoming, patience: Duration) {
     tokio::time::timeout(patience, all).await.ok();
 }
 
-async fn route(app: &Arc<App>, (parts, from): (Parts, IpAddr), body: &mut Incoming) -> Result<Reply, Trouble> {
+async fn route(
+    app: &Arc<App>,
+    (parts, from): (Parts, IpAddr),
+    body: &mut Incoming,
+    who: &mut Option<String>,
+) -> Result<Reply, Trouble> {
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let mut call = Call { parts, from, query, rights: Rights::Policy(None) };
     let path = call.parts.uri.path().to_owned();
     match path.as_str() {
         "/healthz" => return health(app).await,
         "/metrics" => return super::metrics::page(app).await,
-        "/token" => return super::auth::token(app, &call, body).await,
+        "/token" => return super::auth::token(app, &call, who).await,
         _ => {}
     }
     let Some(route) = Route::parse(&path)? else { return Ok(reply::empty(StatusCode::NOT_FOUND)) };
     let need = needed(call.parts.method.as_str(), &route).zip(route.repository());
-    match app.auth.check(app, &call, need).await? {
+    match app.auth.check(app, &call, need, who).await? {
         Ok(rights) => call.rights = rights,
         Err(challenge) => return Ok(challenge),
     }

@@ -12,7 +12,6 @@ use super::trouble::Trouble;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HOST, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 use perennial_core::registry::access::{
@@ -69,8 +68,18 @@ pub(crate) enum Rights {
     All,
     /// What the policy grants to a user, or to somebody who has not logged in.
     Policy(Option<String>),
-    /// What a token grants.
-    Token(Vec<Access>),
+    /// What a token grants, and the user it was made for, if any.
+    Token(Option<String>, Vec<Access>),
+}
+
+impl Rights {
+    /// Returns who has logged in.
+    pub(crate) fn user(&self) -> Option<&str> {
+        match self {
+            Self::All => None,
+            Self::Policy(user) | Self::Token(user, _) => user.as_deref(),
+        }
+    }
 }
 
 /// The doorkeeper.
@@ -112,24 +121,26 @@ impl Auth {
         })
     }
 
-    /// Lets a request in, or returns the challenge it is answered with.
+    /// Lets a request in, or returns the challenge it is answered with; says who has logged in, in any case.
     pub(crate) async fn check(
         &self,
         app: &App,
         call: &Call,
         need: Option<(Action, &Repository)>,
+        who: &mut Option<String>,
     ) -> Result<Result<Rights, Reply>, Trouble> {
         let Some(accounts) = &self.accounts else { return Ok(Ok(Rights::All)) };
         let header = call.header(&AUTHORIZATION).unwrap_or_default();
         let rights = match header.split_once(' ') {
-            Some((kind, token)) if kind.eq_ignore_ascii_case("bearer") => {
-                self.verify(token.trim(), &service(app, call), app.now()).map(Rights::Token)
-            }
+            Some((kind, token)) if kind.eq_ignore_ascii_case("bearer") => self
+                .verify(token.trim(), &service(app, call), app.now())
+                .map(|(user, access)| Rights::Token(user, access)),
             Some((kind, login)) if kind.eq_ignore_ascii_case("basic") => {
                 self.login(app, accounts, (login.trim(), call.from)).await?.map(|user| Rights::Policy(Some(user)))
             }
             Some(_) | None => Some(Rights::Policy(None)).filter(|_| header.is_empty()),
         };
+        *who = rights.as_ref().and_then(Rights::user).map(str::to_owned);
         let is_let_in = match (&rights, need) {
             (None | Some(Rights::Policy(None)), None) | (None, Some(_)) => false,
             (Some(_), None) => true,
@@ -137,7 +148,7 @@ impl Auth {
         };
         let fault = match &rights {
             None => Some(TokenFault::Invalid),
-            Some(Rights::Token(_)) => Some(TokenFault::Insufficient),
+            Some(Rights::Token(..)) => Some(TokenFault::Insufficient),
             Some(_) => None,
         };
         match rights {
@@ -153,7 +164,7 @@ impl Auth {
     pub(crate) fn allows(&self, rights: &Rights, action: Action, repository: &Repository) -> bool {
         match (rights, &self.accounts) {
             (Rights::All, _) => true,
-            (Rights::Token(access), _) => allows(access, action, repository),
+            (Rights::Token(_, access), _) => allows(access, action, repository),
             (Rights::Policy(_), None) => false,
             (Rights::Policy(user), Some(accounts)) => {
                 accounts.policy.granted(user.as_deref(), repository).contains(&action)
@@ -240,14 +251,15 @@ impl Auth {
         format!("{text}.{signature}")
     }
 
-    fn verify(&self, token: &str, service: &str, now: Time) -> Option<Vec<Access>> {
+    fn verify(&self, token: &str, service: &str, now: Time) -> Option<(Option<String>, Vec<Access>)> {
         let (text, signature) = token.rsplit_once('.')?;
         let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
         self.mac(text).verify_slice(&signature).ok()?;
         let (_, claims) = text.split_once('.')?;
         let claims: Claims = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
         let now = seconds(now);
-        (claims.aud == service && claims.nbf <= now && now < claims.exp).then_some(claims.access)
+        let is_valid = claims.aud == service && claims.nbf <= now && now < claims.exp;
+        is_valid.then(|| (Some(claims.sub).filter(|user| !user.is_empty()), claims.access))
     }
 }
 
@@ -257,7 +269,7 @@ impl Call {
         match &self.rights {
             Rights::All => true,
             // A token names the repositories it was asked for; whoever has it may not be told about others.
-            Rights::Token(_) | Rights::Policy(None) => false,
+            Rights::Token(..) | Rights::Policy(None) => false,
             Rights::Policy(user @ Some(_)) => app.auth.accounts.as_ref().is_some_and(|accounts| {
                 let is_all = |repositories: &str| repositories == "*";
                 accounts.policy.rules.iter().any(|rule| {
@@ -319,7 +331,7 @@ fn realm(app: &App, call: &Call) -> String {
 }
 
 /// Answers `GET /token`.
-pub(crate) async fn token(app: &Arc<App>, call: &Call, _body: &mut Incoming) -> Result<Reply, Trouble> {
+pub(crate) async fn token(app: &Arc<App>, call: &Call, who: &mut Option<String>) -> Result<Reply, Trouble> {
     let auth = &app.auth;
     let Some(accounts) = &auth.accounts else { return Ok(reply::empty(StatusCode::NOT_FOUND)) };
     if call.parts.method != Method::GET {
@@ -339,6 +351,7 @@ pub(crate) async fn token(app: &Arc<App>, call: &Call, _body: &mut Incoming) -> 
         let fault = Fault::new(Code::Unauthorized, "log in first");
         return Ok(reply::with(reply::refused(&fault), WWW_AUTHENTICATE, "Basic realm=\"perennial\""));
     }
+    who.clone_from(&user);
     let now = seconds(app.now());
     let access = grant(&accounts.policy, user.as_deref(), call.query.all("scope"))?;
     let claims = Claims {

@@ -4,6 +4,7 @@ use super::site::{Answer, Site, now, options, refused, sha256};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use perennial_core::registry::access::{Passwords, Policy};
+use perennial_registry::serve::log::Log;
 use perennial_registry::serve::{Accounts, Options, Scheme};
 use serde_json::Value;
 use std::io::Write as _;
@@ -163,6 +164,34 @@ fn behind_a_proxy_that_passes_on_several_names_one_address_is_told_and_meant() {
         assert_eq!(ask("inner:5000", "/v2/", &token).status, 200);
         assert_eq!(ask("other", "/v2/", &token).status, 200);
     }
+}
+
+#[test]
+fn the_log_says_who_asked_and_from_where() {
+    let storage = tempfile::tempdir().unwrap();
+    let (sender, lines) = std::sync::mpsc::channel();
+    let log = Log::new(move |line| {
+        let field =
+            |name: &str| line.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string());
+        let fields = ["status", "from", "user"].map(field);
+        if line.event == "request" {
+            sender.send(fields.map(Option::unwrap_or_default).join(" ")).unwrap();
+        }
+    });
+    let site = Site::start(Options { log, ..with_accounts(storage.path(), Scheme::Token) });
+    site.get("/v2/");
+    let token = bearer(&token(&site, Some(&basic("ann")), "repository:ann/a:pull"));
+    with(&site, &token, "GET", "/v2/", b"");
+    with(&site, &token, "GET", "/v2/ann/b/tags/list", b"");
+    with(&site, &basic("bob"), "GET", "/v2/ann/a/tags/list", b"");
+    with(&site, &basic("eve"), "GET", "/v2/", b"");
+    drop(site);
+    let address = "\"127.0.0.1\"";
+    let expected = ["401", "200 ann", "200 ann", "401 ann", "403 bob", "401"].map(|text| {
+        let (status, user) = text.split_once(' ').map_or((text, String::new()), |(a, b)| (a, format!("\"{b}\"")));
+        format!("{status} {address} {user}")
+    });
+    assert_eq!(lines.iter().collect::<Vec<_>>(), expected);
 }
 
 #[test]
