@@ -25,6 +25,20 @@ pub fn connections_that_fit(asked: usize, files: u64) -> usize {
     asked.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
 }
 
+/// Parts in which an object store takes an object, at most.
+const PARTS_MAX: u64 = 10_000;
+/// Bytes of a part where that is enough.
+pub const PART_BYTES: u64 = 8 * 1024 * 1024;
+/// Largest part: it is in memory, and is sent while the store says nothing.
+pub const PART_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Returns the bytes of each part of an object of `bytes` bytes; nothing where it is too large for any.
+#[must_use]
+pub fn part_bytes(bytes: u64) -> Option<u64> {
+    let least = bytes.div_ceil(PARTS_MAX).max(1).checked_next_multiple_of(1024 * 1024)?;
+    Some(least.max(PART_BYTES)).filter(|part| *part <= PART_BYTES_MAX)
+}
+
 /// KiB of manifests that may be in memory at once while they are put.
 pub const MANIFESTS_KIB: u32 = 32 * 1024;
 /// A manifest of so many bytes does not count: most are smaller, and need not wait for those that are not.

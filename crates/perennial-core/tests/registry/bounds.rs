@@ -2,7 +2,7 @@
 
 use perennial_core::registry::bounds::{
     FAILURES_MAX, FAILURES_NANOS, Failures, PACE_BYTES_PER_S, Pace, connections_that_fit, files_needed, manifest_kib,
-    origin,
+    origin, part_bytes,
 };
 use perennial_core::time::Time;
 
@@ -91,4 +91,21 @@ fn a_large_manifest_takes_its_length_and_an_unknown_one_the_most() {
     let max = 4 * 1024 * 1024;
     let announced = [Some(0), Some(16_384), Some(16_385), Some(20_480), Some(max), Some(u64::MAX), None];
     assert_eq!(announced.map(manifest_kib), [0, 0, 17, 20, 4096, 4096, 4096]);
+}
+
+#[test]
+fn an_object_of_any_length_that_a_store_takes_has_at_most_ten_thousand_parts() {
+    let mib = 1024 * 1024;
+    for (bytes, part) in [
+        (0, Some(8)),
+        (80_000 * mib, Some(8)),
+        (80_000 * mib + 1, Some(9)),
+        (300_000 * mib, Some(30)),
+        (640_000 * mib, Some(64)),
+        (640_000 * mib + 1, None),
+        (u64::MAX, None),
+    ] {
+        assert_eq!(part_bytes(bytes), part.map(|part| part * mib), "{bytes}");
+        assert!(part.is_none_or(|part| bytes.div_ceil(part * mib) <= 10_000));
+    }
 }

@@ -11,6 +11,7 @@ use object_store::{
     ClientOptions, Error, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
     WriteMultipart,
 };
+use perennial_core::registry::bounds::{PART_BYTES, part_bytes};
 use perennial_core::registry::name::BlobDigest;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -18,10 +19,8 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// Bytes of a part: S3 takes 10,000 parts of at least 5 MiB, which is 80 GB with this.
-const PART_BYTES: usize = 8 * 1024 * 1024;
-/// Parts that are on their way at once.
-const PARTS_AT_ONCE: usize = 4;
+/// Bytes of parts that are on their way at once, for one object.
+const PARTS_BYTES_AT_ONCE: usize = 32 * 1024 * 1024;
 /// Longest time to reach the store.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -98,14 +97,16 @@ impl Bucket {
 
     async fn send(&self, staged: &Path, key: &Key) -> io::Result<()> {
         let mut file = File::open(staged)?;
-        if file.metadata()?.len() <= u64::try_from(PART_BYTES).unwrap_or(u64::MAX) {
+        let bytes = file.metadata()?.len();
+        if bytes <= PART_BYTES {
             let mut content = Vec::new();
             file.read_to_end(&mut content)?;
             self.store.put(key, PutPayload::from(content)).await?;
             return Ok(());
         }
-        let mut upload = WriteMultipart::new_with_chunk_size(self.store.put_multipart(key).await?, PART_BYTES);
-        let sent = send_parts(&mut file, &mut upload).await;
+        let part = part_bytes(bytes).and_then(|part| usize::try_from(part).ok()).ok_or(io::ErrorKind::FileTooLarge)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(self.store.put_multipart(key).await?, part);
+        let sent = send_parts(&mut file, &mut upload, part).await;
         match sent {
             Ok(()) => upload.finish().await.map(drop).map_err(io::Error::from),
             Err(error) => {
@@ -117,14 +118,14 @@ impl Bucket {
     }
 }
 
-async fn send_parts(file: &mut File, upload: &mut WriteMultipart) -> io::Result<()> {
+async fn send_parts(file: &mut File, upload: &mut WriteMultipart, bytes: usize) -> io::Result<()> {
     loop {
-        let mut part = Vec::with_capacity(PART_BYTES);
-        let count = file.by_ref().take(u64::try_from(PART_BYTES).unwrap_or(u64::MAX)).read_to_end(&mut part)?;
+        let mut part = Vec::with_capacity(bytes);
+        let count = file.by_ref().take(u64::try_from(bytes).unwrap_or(u64::MAX)).read_to_end(&mut part)?;
         if count == 0 {
             return Ok(());
         }
-        upload.wait_for_capacity(PARTS_AT_ONCE).await?;
+        upload.wait_for_capacity((PARTS_BYTES_AT_ONCE / bytes).max(1)).await?;
         upload.put(Bytes::from(part));
     }
 }
