@@ -86,13 +86,21 @@ fn a_client_that_takes_nothing_more_is_let_go_of() {
 fn more_connections_than_allowed_wait_for_their_turn() {
     let storage = tempfile::tempdir().unwrap();
     let site = Site::start(Options { connections_max: 2, ..options(storage.path()) });
-    let idle: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(site.address).unwrap()).collect();
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| site.get("/v2/").status);
-        wait_until("both connections", || !waiting.is_finished());
-        drop(idle);
-        assert_eq!(waiting.join().unwrap(), 200);
-    });
+    let mut kept: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(site.address).unwrap()).collect();
+    // Both are served, so both have their turn.
+    for stream in &mut kept {
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    }
+    let mut waiting = site.open("GET", "/v2/", &[("Connection", "close")]).unwrap();
+    waiting.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let kind = waiting.read(&mut [0]).unwrap_err().kind();
+    assert_eq!(kind, std::io::ErrorKind::WouldBlock, "a third one is not answered");
+    waiting.set_read_timeout(Some(super::site::LIMIT)).unwrap();
+    kept.pop();
+    assert_eq!(Answer::read(waiting, "GET").unwrap().status, 200);
 }
 
 #[test]

@@ -81,6 +81,11 @@ impl Bucket {
         self.state.things.lock().unwrap().objects.keys().cloned().collect()
     }
 
+    /// Takes a blob away.
+    pub fn remove(&self, digest: &str) {
+        self.state.things.lock().unwrap().objects.retain(|key, _| !key.ends_with(&digest[7..]));
+    }
+
     /// Uploads in parts that were neither finished nor given up, with the lengths of their parts.
     pub fn unfinished(&self) -> Vec<Vec<usize>> {
         let things = self.state.things.lock().unwrap();

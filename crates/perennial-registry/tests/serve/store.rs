@@ -66,3 +66,76 @@ fn a_store_that_says_nothing_is_given_up_on_and_so_is_the_wait_for_it() {
     bucket.turn(Mood::Well);
     assert_eq!(post(&site, b"again").status, 201);
 }
+
+#[test]
+fn a_store_that_refuses_fails_what_needs_it_and_nothing_is_lost() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let site = site(&bucket, storage.path(), Duration::from_secs(1));
+    let (content, large) = (noise(1_000_000), noise(20_000_000));
+    let path = format!("/v2/a/blobs/{}", site.push("a", &content));
+    let before = bucket.objects();
+    for status in [403, 500, 503] {
+        bucket.turn(Mood::Refuses(status));
+        let upload = site.begin("a");
+        assert_eq!(site.ask("PATCH", &upload, &[], &large).status, 202);
+        let close = format!("{upload}?digest={}", sha256(&large));
+        for _ in 0..2 {
+            assert_eq!(site.ask("PUT", &close, &[], b"").status, 500, "{status}");
+        }
+        assert_eq!(post(&site, b"small").status, 500, "{status}");
+        assert_eq!(site.get(&path).status, 500, "{status}");
+        for content in [large.as_slice(), b"small"] {
+            let path = format!("/v2/a/blobs/{}", sha256(content));
+            assert_eq!(site.ask("HEAD", &path, &[], b"").status, 404, "what was not stored is not there");
+        }
+        bucket.turn(Mood::Well);
+        assert_eq!(bucket.objects(), before, "{status}");
+        // A refusal says nothing about the blob, which is there as before.
+        assert_eq!(site.get(&path).body, content, "{status}");
+        assert_eq!(site.get("/healthz").json()["status"], serde_json::json!("ok"), "{status}");
+        // What had come is still there to be stored.
+        assert_eq!(site.ask("PUT", &close, &[], b"").status, 201, "{status}");
+        let large_path = format!("/v2/a/blobs/{}", sha256(&large));
+        assert!(site.get(&large_path).body == large, "{status}");
+        assert_eq!(bucket.unfinished(), Vec::<Vec<usize>>::new(), "{status}");
+        assert_eq!(site.ask("DELETE", &large_path, &[], b"").status, 202);
+        bucket.remove(&sha256(&large));
+    }
+}
+
+#[test]
+fn a_blob_whose_sending_the_store_breaks_off_is_not_sent_whole_and_the_next_reader_gets_it() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let site = site(&bucket, storage.path(), Duration::from_secs(1));
+    for bytes in [1000, 100_000, 3_000_000] {
+        let content = noise(bytes);
+        let path = format!("/v2/a/blobs/{}", site.push("a", &content));
+        bucket.turn(Mood::BreaksOff);
+        let got = site.get(&path);
+        assert!(got.status == 500 || !got.is_whole, "{bytes}: {} {}", got.status, got.body.len());
+        bucket.turn(Mood::Well);
+        assert!(site.get(&path).body == content, "{bytes}: a store that breaks off is no damage");
+        assert_eq!(site.get("/healthz").json()["status"], serde_json::json!("ok"));
+    }
+}
+
+#[test]
+fn a_store_that_dies_while_a_large_blob_is_stored_leaves_the_upload_to_be_closed_again() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let site = site(&bucket, storage.path(), Duration::from_secs(1));
+    let large = noise(40_000_000);
+    let upload = site.begin("a");
+    assert_eq!(site.ask("PATCH", &upload, &[], &large).status, 202);
+    let close = format!("{upload}?digest={}", sha256(&large));
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| site.ask("PUT", &close, &[], b"").status);
+        wait_until("the first part", || bucket.unfinished().iter().any(|parts| !parts.is_empty()));
+        bucket.turn(Mood::Silent);
+        // It is given up where it was not all there before.
+        let status = closing.join().unwrap();
+        assert!([500, 201].contains(&status), "{status}");
+    });
+    bucket.turn(Mood::Well);
+    assert!([201, 404].contains(&site.ask("PUT", &close, &[], b"").status), "it is stored, now or before");
+    assert!(site.get(&format!("/v2/a/blobs/{}", sha256(&large))).body == large);
+}
