@@ -42,6 +42,8 @@ pub enum Format {
     Registry,
     /// An upload to a registry that is not finished.
     RegistryUpload,
+    /// A blob that is on its way from a registry to its object store in parts.
+    RegistryParts,
     /// Everything about a container or an image in a registry but the contents.
     Parcel,
     /// A place in a registry to send containers to.
@@ -52,7 +54,7 @@ pub enum Format {
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Root,
         Self::Container,
         Self::Image,
@@ -63,6 +65,7 @@ impl Format {
         Self::RecordCopy,
         Self::Registry,
         Self::RegistryUpload,
+        Self::RegistryParts,
         Self::Parcel,
         Self::Remote,
         Self::Tracking,
@@ -82,6 +85,7 @@ impl Format {
             Self::RecordCopy => "perennial-record-copy",
             Self::Registry => "perennial-registry",
             Self::RegistryUpload => "perennial-registry-upload",
+            Self::RegistryParts => "perennial-registry-parts",
             Self::Parcel => "perennial-parcel",
             Self::Remote => "perennial-remote",
             Self::Tracking => "perennial-tracking",
@@ -101,6 +105,7 @@ impl Format {
             | Self::View
             | Self::Registry
             | Self::RegistryUpload
+            | Self::RegistryParts
             | Self::Remote
             | Self::Tracking => &[],
         }
@@ -120,6 +125,7 @@ impl Format {
             | Self::RecordCopy
             | Self::Registry
             | Self::RegistryUpload
+            | Self::RegistryParts
             | Self::Parcel
             | Self::Remote
             | Self::Tracking => 1,

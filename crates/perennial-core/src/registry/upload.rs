@@ -15,6 +15,14 @@ pub struct UploadRecord {
     pub started_at: Time,
 }
 
+/// A blob that is being sent to an object store in parts: `parts/<algorithm>-<hex>.json`. The parts take space until they
+/// are put together or given up, even where the process that sent them is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartsRecord {
+    /// The store's name for them.
+    pub upload: String,
+}
+
 /// What a directory of a registry is: `registry.json` at its top.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageRecord {

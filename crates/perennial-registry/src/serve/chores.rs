@@ -54,6 +54,7 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
     if app.options.is_read_only {
         return Ok(done);
     }
+    give_up_unfinished(app);
     if app.options.collects_untagged {
         done.manifests = app.meta.drop_untagged(grace, now)?;
     }
@@ -82,6 +83,17 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
         drop(guard);
     }
     Ok(done)
+}
+
+/// Gives up what killed pushes have left on their way to the store of blobs.
+fn give_up_unfinished(app: &App) {
+    let failed = |error| app.trouble("give_up_failed", "storage", &Trouble::io("cannot give up a push")(error));
+    for digest in app.storage.unfinished().map_err(failed).unwrap_or_default() {
+        let guard = app.lock_digest(&digest);
+        // One that does not go keeps nothing else from being collected.
+        app.storage.give_up(&digest).map_err(failed).ok();
+        drop(guard);
+    }
 }
 
 fn ago(now: Time, grace: Grace) -> Time {

@@ -202,7 +202,7 @@ fn open(options: Options) -> Result<App, ServeError> {
     let storage: Box<dyn storage::BlobStore> = match &options.s3 {
         None => Box::new(storage::directory::Directory::open(&path).map_err(unable)?),
         Some(s3) => {
-            let bucket = storage::s3::Bucket::new(s3, tokio::runtime::Handle::current());
+            let bucket = storage::s3::Bucket::new(s3, &path, tokio::runtime::Handle::current());
             Box::new(bucket.map_err(unable)?)
         }
     };

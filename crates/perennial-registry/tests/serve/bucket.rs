@@ -14,6 +14,8 @@ pub enum Mood {
     Well,
     /// Every request is answered with this status.
     Refuses(u16),
+    /// Parts are taken, but neither put together nor given up.
+    Keeps,
     /// Nothing is answered.
     Silent,
     /// Half of an object is sent, and the connection closed.
@@ -137,7 +139,10 @@ fn talk(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
         let mood = *mood;
         let (status, headers, mut body) = match mood {
             Mood::Refuses(status) => (status, String::new(), b"<Error><Code>Refused</Code></Error>".to_vec()),
-            Mood::Well | Mood::Silent | Mood::BreaksOff => answer(&mut state.things.lock().unwrap(), &request),
+            Mood::Keeps if request.method != "PUT" && request.query.contains_key("uploadId") => empty(500),
+            Mood::Well | Mood::Keeps | Mood::Silent | Mood::BreaksOff => {
+                answer(&mut state.things.lock().unwrap(), &request)
+            }
         };
         let length = if request.method == "HEAD" { usize::MAX } else { body.len() };
         let length = if length == usize::MAX { String::new() } else { format!("Content-Length: {length}\r\n") };

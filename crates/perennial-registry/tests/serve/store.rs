@@ -139,3 +139,41 @@ fn a_store_that_dies_while_a_large_blob_is_stored_leaves_the_upload_to_be_closed
     assert!([201, 404].contains(&site.ask("PUT", &close, &[], b"").status), "it is stored, now or before");
     assert!(site.get(&format!("/v2/a/blobs/{}", sha256(&large))).body == large);
 }
+
+#[test]
+fn parts_that_a_killed_push_has_left_are_given_up() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let large = noise(20_000_000);
+    let close = {
+        let site = site(&bucket, storage.path(), Duration::from_secs(1));
+        let upload = site.begin("a");
+        assert_eq!(site.ask("PATCH", &upload, &[], &large).status, 202);
+        let close = format!("{upload}?digest={}", sha256(&large));
+        for _ in 0..2 {
+            // As far as the store can see, the registry is gone when all parts are there.
+            bucket.turn(Mood::Keeps);
+            assert_eq!(site.ask("PUT", &close, &[], b"").status, 500);
+            assert_eq!(bucket.unfinished(), [[8 << 20, 8 << 20, 20_000_000 - (16 << 20)]], "one at a time");
+            bucket.turn(Mood::Well);
+        }
+        close
+    };
+    let s3 = Some(bucket.place(Duration::from_secs(1)));
+    let collect_every = Some(Duration::from_millis(100));
+    let site = Site::start(Options { s3, collect_every, ..options(storage.path()) });
+    wait_until("the parts to be gone", || bucket.unfinished().is_empty() && site.files("parts").is_empty());
+    assert_eq!(site.ask("PUT", &close, &[], b"").status, 201);
+    assert!(site.get(&format!("/v2/a/blobs/{}", sha256(&large))).body == large);
+    assert!(bucket.unfinished().is_empty() && site.files("parts").is_empty());
+}
+
+#[test]
+fn a_note_of_parts_that_lost_its_content_keeps_nothing_from_being_pushed() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let site = site(&bucket, storage.path(), Duration::from_secs(1));
+    let large = noise(9_000_000);
+    let note = storage.path().join("parts").join(format!("sha256-{}.json", &sha256(&large)[7..]));
+    std::fs::File::create(&note).unwrap();
+    assert_eq!(post(&site, &large).status, 201);
+    assert!(!note.exists());
+}

@@ -43,6 +43,17 @@ pub(crate) trait BlobStore: Send + Sync + Debug {
     /// Puts a damaged blob aside, where somebody can look at it.
     fn quarantine(&self, digest: &BlobDigest) -> io::Result<()>;
 
+    /// Returns the blobs on whose way here something was begun that takes space and may never end.
+    fn unfinished(&self) -> io::Result<Vec<BlobDigest>> {
+        Ok(Vec::new())
+    }
+
+    /// Gives up what was begun; the caller has the digest's lock, so that it is not under way.
+    fn give_up(&self, digest: &BlobDigest) -> io::Result<()> {
+        let _ = digest;
+        Ok(())
+    }
+
     /// Calls `each` for every blob that is there.
     fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()>;
 }

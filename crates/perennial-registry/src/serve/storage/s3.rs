@@ -3,24 +3,28 @@
 
 use super::{BlobReader, BlobStore, Stamp};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path as Key;
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
-    WriteMultipart,
+    ClientOptions, Error, GetOptions, GetRange, MultipartId, ObjectStore as _, ObjectStoreExt as _, PutPayload,
+    RetryConfig,
 };
+use perennial_core::format::{Format, decode, encode};
 use perennial_core::registry::bounds::{PART_BYTES, part_bytes};
 use perennial_core::registry::name::BlobDigest;
+use perennial_core::registry::upload::PartsRecord;
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::Path;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// Bytes of parts that are on their way at once, for one object.
-const PARTS_BYTES_AT_ONCE: usize = 32 * 1024 * 1024;
+const PARTS_BYTES_AT_ONCE: u64 = 32 * 1024 * 1024;
 /// Longest time to reach the store.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -62,12 +66,16 @@ impl S3 {
 pub(crate) struct Bucket {
     store: AmazonS3,
     prefix: Key,
+    /// Where it is noted what is being sent in parts.
+    notes: PathBuf,
     runtime: Handle,
 }
 
 impl Bucket {
-    /// Makes a client of the store; nothing is asked of it yet.
-    pub(crate) fn new(options: &S3, runtime: Handle) -> io::Result<Self> {
+    /// Makes a client of the store, for the registry whose directory is `storage`; nothing is asked of it yet.
+    pub(crate) fn new(options: &S3, storage: &Path, runtime: Handle) -> io::Result<Self> {
+        let notes = storage.join("parts");
+        std::fs::create_dir_all(&notes)?;
         // Only the first one installed counts, and any will do.
         drop(rustls::crypto::ring::default_provider().install_default());
         // No bound on the whole of a request, as a blob may be large.
@@ -85,7 +93,7 @@ impl Bucket {
             builder = builder.with_endpoint(endpoint);
         }
         let prefix = Key::parse(&options.prefix).map_err(io::Error::other)?;
-        Ok(Self { store: builder.build()?, prefix, runtime })
+        Ok(Self { store: builder.build()?, prefix, notes, runtime })
     }
 
     fn key(&self, directory: &str, digest: &BlobDigest) -> Key {
@@ -95,38 +103,83 @@ impl Bucket {
         Key::from_iter(parts.chain(own))
     }
 
-    async fn send(&self, staged: &Path, key: &Key) -> io::Result<()> {
-        let mut file = File::open(staged)?;
+    fn note(&self, digest: &BlobDigest) -> PathBuf {
+        self.notes.join(format!("{}-{}.json", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    async fn send(&self, staged: &Path, digest: &BlobDigest) -> io::Result<()> {
+        let (mut file, key) = (File::open(staged)?, self.key("blobs", digest));
         let bytes = file.metadata()?.len();
         if bytes <= PART_BYTES {
             let mut content = Vec::new();
             file.read_to_end(&mut content)?;
-            self.store.put(key, PutPayload::from(content)).await?;
+            self.store.put(&key, PutPayload::from(content)).await?;
             return Ok(());
         }
-        let part = part_bytes(bytes).and_then(|part| usize::try_from(part).ok()).ok_or(io::ErrorKind::FileTooLarge)?;
-        let mut upload = WriteMultipart::new_with_chunk_size(self.store.put_multipart(key).await?, part);
-        let sent = send_parts(&mut file, &mut upload, part).await;
-        match sent {
-            Ok(()) => upload.finish().await.map(drop).map_err(io::Error::from),
+        let part = part_bytes(bytes).ok_or(io::ErrorKind::FileTooLarge)?;
+        // Of a push that was killed.
+        self.give_up_parts(digest).await?;
+        let upload = self.store.create_multipart(&key).await?;
+        self.write_note(digest, &upload)?;
+        let sent = async {
+            let parts = self.send_parts(&file, (bytes, part), (&key, &upload)).await?;
+            Ok(self.store.complete_multipart(&key, &upload, parts).await.map(drop)?)
+        };
+        match sent.await {
+            Ok(()) => remove(&self.note(digest)),
             Err(error) => {
-                // Parts that stay behind cost space only; the error matters more than this one.
-                upload.abort().await.ok();
+                // Where this fails too, collection does it. The first error matters more.
+                self.give_up_parts(digest).await.ok();
                 Err(error)
             }
         }
     }
+
+    async fn send_parts(
+        &self,
+        file: &File,
+        (bytes, part): (u64, u64),
+        (key, upload): (&Key, &MultipartId),
+    ) -> io::Result<Vec<PartId>> {
+        let send = |number: u64| async move {
+            let offset = number.saturating_mul(part);
+            let length = usize::try_from(part.min(bytes.saturating_sub(offset))).map_err(io::Error::other)?;
+            let mut content = vec![0; length];
+            file.read_exact_at(&mut content, offset)?;
+            let index = usize::try_from(number).map_err(io::Error::other)?;
+            Ok::<_, io::Error>(self.store.put_part(key, upload, index, PutPayload::from(content)).await?)
+        };
+        let at_once = usize::try_from(PARTS_BYTES_AT_ONCE / part.max(1)).unwrap_or(1).max(1);
+        futures_util::stream::iter(0..bytes.div_ceil(part)).map(send).buffered(at_once).try_collect().await
+    }
+
+    fn write_note(&self, digest: &BlobDigest, upload: &MultipartId) -> io::Result<()> {
+        let (note, temporary) = (self.note(digest), self.note(digest).with_extension("new"));
+        let record = PartsRecord { upload: upload.clone() };
+        File::create(&temporary)?.write_all(&encode(Format::RegistryParts, &record))?;
+        std::fs::rename(temporary, note)
+    }
+
+    async fn give_up_parts(&self, digest: &BlobDigest) -> io::Result<()> {
+        let note = self.note(digest);
+        let bytes = match std::fs::read(&note) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // One that a power cut has left without its content names nothing, and must not keep the blob from being pushed.
+        if let Ok(record) = decode::<PartsRecord>(Format::RegistryParts, &bytes) {
+            // Those that were put together, or given up, are not there.
+            found(self.store.abort_multipart(&self.key("blobs", digest), &record.upload).await)?;
+        }
+        remove(&note)
+    }
 }
 
-async fn send_parts(file: &mut File, upload: &mut WriteMultipart, bytes: usize) -> io::Result<()> {
-    loop {
-        let mut part = Vec::with_capacity(bytes);
-        let count = file.by_ref().take(u64::try_from(bytes).unwrap_or(u64::MAX)).read_to_end(&mut part)?;
-        if count == 0 {
-            return Ok(());
-        }
-        upload.wait_for_capacity((PARTS_BYTES_AT_ONCE / bytes).max(1)).await?;
-        upload.put(Bytes::from(part));
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -141,7 +194,7 @@ fn found<T>(result: Result<T, Error>) -> io::Result<Option<T>> {
 
 impl BlobStore for Bucket {
     fn publish(&self, staged: &Path, digest: &BlobDigest) -> io::Result<()> {
-        self.runtime.block_on(self.send(staged, &self.key("blobs", digest)))?;
+        self.runtime.block_on(self.send(staged, digest))?;
         std::fs::remove_file(staged)
     }
 
@@ -164,6 +217,21 @@ impl BlobStore for Bucket {
             self.runtime.block_on(self.store.delete(&from))?;
         }
         Ok(())
+    }
+
+    fn unfinished(&self) -> io::Result<Vec<BlobDigest>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.notes)? {
+            let name = entry?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let digest = stem.and_then(|stem| stem.split_once('-'));
+            all.extend(digest.and_then(|(algorithm, hex)| BlobDigest::parse(&format!("{algorithm}:{hex}")).ok()));
+        }
+        Ok(all)
+    }
+
+    fn give_up(&self, digest: &BlobDigest) -> io::Result<()> {
+        self.runtime.block_on(self.give_up_parts(digest))
     }
 
     fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()> {
@@ -274,10 +342,10 @@ mod tests {
             patience: Duration::from_secs(60),
         };
         // The client tries again until the server is there.
-        let bucket = Bucket::new(&options, runtime.handle().clone()).unwrap();
+        let bucket = Bucket::new(&options, place.path(), runtime.handle().clone()).unwrap();
         super::super::conformance(&bucket, place.path());
         let other = S3 { prefix: String::new(), ..options };
-        let other = Bucket::new(&other, runtime.handle().clone()).unwrap();
+        let other = Bucket::new(&other, place.path(), runtime.handle().clone()).unwrap();
         let mut count = 0;
         other.list(&mut |_| count += 1).unwrap();
         assert_eq!(count, 0, "another prefix is another store");
