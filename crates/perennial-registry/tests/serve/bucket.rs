@@ -199,7 +199,8 @@ fn answer(things: &mut Things, request: &Request) -> Answer {
             things.objects.remove(&request.key);
             empty(204)
         }
-        (method, _) => panic!("{method} {}", request.key),
+        // What a registry has no need of.
+        (_, _) => empty(501),
     }
 }
 
