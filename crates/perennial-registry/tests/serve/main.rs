@@ -6,6 +6,7 @@ mod access;
 mod blobs;
 mod bounds;
 mod bucket;
+mod collection;
 mod damage;
 mod manifests;
 mod site;
