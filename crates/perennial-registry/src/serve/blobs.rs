@@ -24,7 +24,9 @@ const SMALL_BYTES: u64 = 64 * 1024;
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
     let is_head = call.parts.method == Method::HEAD;
-    let (bytes, reader) = reading(app, move || find(&worker, &of, is_head)).await?;
+    let find = move || find(&worker, &of, is_head);
+    // The record alone says whether it is there.
+    let (bytes, reader) = if is_head { blocking(find).await } else { reading(app, find).await }?;
     let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
         Part::Whole => (StatusCode::OK, 0, bytes),
         Part::Some { first, last } => {

@@ -34,6 +34,7 @@ fn a_store_that_says_nothing_stops_only_what_needs_it() {
         for _ in 0..3 {
             assert_eq!(site.get("/healthz").status, 200);
             assert_eq!(site.get("/v2/a/tags/list").status, 200);
+            assert_eq!(site.ask("HEAD", &path, &[], b"").status, 200);
             assert_eq!(site.get("/v2/a/manifests/v1").body, manifest);
             let upload = site.begin("a");
             assert_eq!(site.ask("PATCH", &upload, &[], &other).status, 202);
