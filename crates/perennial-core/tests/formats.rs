@@ -465,7 +465,7 @@ fn refusal(bytes: &[u8]) -> DecodeError {
 #[test]
 fn the_frozen_records_of_a_registry_mean_what_they_meant() {
     let at = time("2026-11-29T00:00:00Z");
-    check_frozen(Format::Registry, &StorageRecord { created_at: at, blobs: "directory".into() });
+    check_frozen(Format::Registry, &StorageRecord { created_at: at, blobs: "directory".into(), id: None });
     let upload = UploadRecord { repository: "garden/web".into(), algorithm: "sha256".into(), started_at: at };
     check_frozen(Format::RegistryUpload, &upload);
     check_frozen(Format::RegistryParts, &PartsRecord { upload: "2~garden".into() });

@@ -30,4 +30,7 @@ pub struct StorageRecord {
     pub created_at: Time,
     /// Where blobs are: `directory`, or `s3` with the bucket's name and prefix.
     pub blobs: String,
+    /// Its name, which its record and its object store have too; directories of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
 }

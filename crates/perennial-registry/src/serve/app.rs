@@ -54,6 +54,8 @@ pub(crate) struct App {
     pub(crate) auth: Auth,
     /// Blobs that are being sent.
     pub(crate) streams: AtomicUsize,
+    /// Blobs that the record does not know, where they are so many that nothing is collected.
+    pub(crate) strays: AtomicUsize,
     /// How many blobs may be summed at once.
     pub(crate) summing: Semaphore,
     /// How many threads may read blobs at once.
@@ -317,8 +319,14 @@ async fn dispatch(app: &Arc<App>, call: &Call, route: Route, body: &mut Incoming
 async fn health(app: &Arc<App>) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let damaged = blocking(move || worker.meta.damaged()).await?;
-    let status = if damaged.is_empty() { "ok" } else { "damaged" };
-    let body = json!({"status": status, "damaged": damaged, "read_only": app.options.is_read_only});
+    let unknown = load(&app.strays);
+    let status = match (damaged.is_empty(), unknown) {
+        (false, _) => "damaged",
+        (true, 0) => "ok",
+        (true, _) => "not collected",
+    };
+    let read_only = app.options.is_read_only;
+    let body = json!({"status": status, "damaged": damaged, "unknown": unknown, "read_only": read_only});
     Ok(reply::json(StatusCode::OK, body.to_string()))
 }
 

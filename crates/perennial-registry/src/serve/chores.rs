@@ -4,11 +4,13 @@ use super::app::{App, blocking};
 use super::log::Level;
 use super::trouble::Trouble;
 use super::verdict::{Verdict, check};
-use perennial_core::registry::collect::Grace;
+use perennial_core::registry::collect::{Grace, are_too_many_strays};
+use perennial_core::registry::name::BlobDigest;
 use perennial_core::time::Time;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the scrub rests when everything was read lately.
@@ -54,6 +56,7 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
     if app.options.is_read_only {
         return Ok(done);
     }
+    let Some(strays) = strays(app, grace, now)? else { return Ok(done) };
     give_up_unfinished(app);
     if app.options.collects_untagged {
         done.manifests = app.meta.drop_untagged(grace, now)?;
@@ -65,10 +68,6 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
         marked = rest;
     }
     let mut free: BTreeSet<_> = app.meta.unlinked()?.into_iter().collect();
-    // Files that the record does not know: an upload was cut off between the file and the record, or a blob was being
-    // freed.
-    let mut strays = Vec::new();
-    app.storage.list(&mut |digest| strays.push(digest)).map_err(Trouble::io("cannot list the blobs"))?;
     free.extend(strays);
     for digest in free {
         let guard = app.lock_digest(&digest);
@@ -83,6 +82,27 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
         drop(guard);
     }
     Ok(done)
+}
+
+/// Returns files that the record does not know, and whose time of grace is over: an upload was cut off between the file
+/// and the record, or a blob was being freed. Nothing where they are so many that it is the record which is wrong: then
+/// nothing at all may be collected by it.
+fn strays(app: &App, grace: Grace, now: Time) -> Result<Option<Vec<BlobDigest>>, Trouble> {
+    let mut files = Vec::new();
+    let each = &mut |digest, put_at| files.push((digest, put_at));
+    app.storage.list(each).map_err(Trouble::io("cannot list the blobs"))?;
+    let count = files.len();
+    // After the list, so that what was put meanwhile is known.
+    let strays = app.meta.unknown(files)?;
+    let are_kept = are_too_many_strays(strays.len(), count) && !app.options.collects_strays;
+    app.strays.store(if are_kept { strays.len() } else { 0 }, Ordering::Relaxed);
+    if are_kept {
+        let fields = vec![("unknown", json!(strays.len())), ("files", json!(count))];
+        app.options.log.line(Level::Error, "not_collected", fields);
+        return Ok(None);
+    }
+    let old = strays.into_iter().filter(|(_, put_at)| grace.is_over(*put_at, now));
+    Ok(Some(old.map(|(digest, _)| digest).collect()))
 }
 
 /// Gives up what killed pushes have left on their way to the store of blobs.

@@ -83,6 +83,11 @@ impl Bucket {
         self.state.things.lock().unwrap().objects.keys().cloned().collect()
     }
 
+    /// Takes an object away.
+    pub fn remove_key(&self, key: &str) {
+        self.state.things.lock().unwrap().objects.remove(key);
+    }
+
     /// Takes a blob away.
     pub fn remove(&self, digest: &str) {
         self.state.things.lock().unwrap().objects.retain(|key, _| !key.ends_with(&digest[7..]));

@@ -9,6 +9,7 @@ mod bucket;
 mod collection;
 mod damage;
 mod manifests;
+mod record;
 mod site;
 mod store;
 mod uploads;

@@ -33,6 +33,7 @@ pub fn options(storage: &Path) -> Options {
         grace: Grace { nanos: 3600 * 1_000_000_000 },
         collect_every: None,
         collects_untagged: false,
+        collects_strays: false,
         scrub: None,
         patience: Duration::from_secs(2),
         connections_max: 64,

@@ -53,7 +53,10 @@ fn failed(error: ServeError) -> Failure {
         ServeError::InUse { .. } => (Code::Conflict, "stop the other one first, or give another directory"),
         ServeError::Foreign { .. } => (Code::Usage, "give another directory with --storage"),
         ServeError::Storage { .. } => (Code::Host, "give a directory that can be written with --storage"),
-        ServeError::Record { .. } => (Code::Damaged, "the blobs are not touched; restore registry.db from a copy"),
+        ServeError::Store { .. } => (Code::Host, "see that it answers, and that the bucket and the key are right"),
+        ServeError::Record { .. } => {
+            (Code::Damaged, "the blobs are not touched; restore registry.db from a copy, and see the guide")
+        }
         ServeError::Listen { .. } => (Code::Host, "give another address or port with --listen"),
         ServeError::Tls { .. } => (Code::Usage, "give PEM files with --tls-cert and --tls-key"),
     };
@@ -88,6 +91,7 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
         grace: Grace { nanos: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX) },
         collect_every: Some(collect_every).filter(|every| !every.is_zero()),
         collects_untagged: args.gc_untagged,
+        collects_strays: args.gc_unknown,
         scrub: args.scrub.then_some(scrub),
         patience: duration("patience", &args.patience)?.max(Duration::from_secs(1)),
         connections_max: args.connections,

@@ -85,6 +85,22 @@ impl Meta {
         })
     }
 
+    /// Returns those of some blobs that the record does not know.
+    pub(crate) fn unknown(&self, mut blobs: Vec<(BlobDigest, Time)>) -> Result<Vec<(BlobDigest, Time)>, Trouble> {
+        self.read(|connection| {
+            let mut statement = connection.prepare("SELECT EXISTS (SELECT 1 FROM blob WHERE digest = ?1)")?;
+            let mut failed = None;
+            blobs.retain(|(digest, _)| {
+                let is_known = statement.query_row([digest.as_str()], |row| row.get(0));
+                !is_known.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    true
+                })
+            });
+            failed.map_or(Ok(blobs), |error| Err(error.into()))
+        })
+    }
+
     /// Returns whether a repository holds a blob.
     pub(crate) fn is_held(&self, digest: &BlobDigest) -> Result<bool, Trouble> {
         self.read(|connection| {

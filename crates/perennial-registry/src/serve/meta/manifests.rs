@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn no_more_of_a_list_of_referrers_is_read_than_an_answer_holds() {
         let directory = tempfile::tempdir().unwrap();
-        let meta = Meta::open(&directory.path().join("registry.db")).unwrap();
+        let meta = Meta::open(&directory.path().join("registry.db"), None, true).unwrap();
         let name = Repository::parse("a").unwrap();
         let subject = Sum::of(Algorithm::Sha256, b"subject");
         let annotations = serde_json::json!({"text": "x".repeat(REFERRERS_BYTES_MAX / 2)});

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// How long a reader waits for the log to be recovered; otherwise readers never wait.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most changes in one transaction: what waits while a commit is synced.
@@ -62,8 +62,11 @@ END;
 CREATE TRIGGER manifest_gone AFTER DELETE ON manifest BEGIN
     UPDATE repository SET bytes = bytes - length(old.content) WHERE id = old.repository;
 END;
-PRAGMA user_version = 1;
+CREATE TABLE registry (id TEXT NOT NULL);
+PRAGMA user_version = 2;
 ";
+/// What version 2 has more than version 1.
+const SCHEMA_2: &str = "CREATE TABLE registry (id TEXT NOT NULL); PRAGMA user_version = 2;";
 
 type Change = Box<dyn FnOnce(&Connection) -> Waiting + Send>;
 /// Called after the commit, with whether it succeeded.
@@ -84,16 +87,28 @@ impl std::fmt::Debug for Meta {
 }
 
 impl Meta {
-    /// Opens the record at `path`, making it where there is none.
-    pub(crate) fn open(path: &Path) -> Result<Self, Trouble> {
+    /// Opens the record at `path` of the registry with this name. It is made only where nothing is kept yet: an empty
+    /// record in place of one that was lost would free every blob.
+    pub(crate) fn open(path: &Path, id: Option<&str>, may_be_made: bool) -> Result<Self, Trouble> {
+        let missing = || Trouble::Damaged("it is missing, and what it is the record of is not".into());
+        if !may_be_made && !path.try_exists().map_err(Trouble::io("cannot look for it"))? {
+            return Err(missing());
+        }
         let connection = connect(path)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version > SCHEMA_VERSION {
             let text = format!("it has version {version}, this release knows {SCHEMA_VERSION}: use a newer release");
             return Err(Trouble::Damaged(text));
         }
-        if version == 0 {
-            connection.execute_batch(&format!("PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+        match version {
+            0 if !may_be_made => return Err(missing()),
+            0 => make(&connection, id)?,
+            1 => connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA_2} COMMIT;"))?,
+            _ => {}
+        }
+        let own: Option<String> = connection.query_row("SELECT id FROM registry", [], |row| row.get(0)).optional()?;
+        if own.as_deref() != id {
+            return Err(Trouble::Damaged("it is the record of another registry".into()));
         }
         let (sender, receiver) = mpsc::channel();
         let writer = std::thread::Builder::new()
@@ -176,6 +191,16 @@ fn connect(path: &Path) -> Result<Connection, Trouble> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
     Ok(connection)
+}
+
+fn make(connection: &Connection, id: Option<&str>) -> Result<(), Trouble> {
+    connection.execute_batch("PRAGMA journal_mode = WAL;")?;
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    if let Some(id) = id {
+        transaction.execute("INSERT INTO registry (id) VALUES (?1)", [id])?;
+    }
+    Ok(transaction.commit()?)
 }
 
 fn write_all(mut connection: Connection, changes: &mpsc::Receiver<Change>) {

@@ -15,7 +15,8 @@ use object_store::{
 use perennial_core::format::{Format, decode, encode};
 use perennial_core::registry::bounds::{PART_BYTES, part_bytes};
 use perennial_core::registry::name::BlobDigest;
-use perennial_core::registry::upload::PartsRecord;
+use perennial_core::registry::upload::{PartsRecord, StorageRecord};
+use perennial_core::time::Time;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -101,6 +102,24 @@ impl Bucket {
         let parts = self.prefix.parts().map(|part| part.as_ref().to_owned());
         let own = [directory.to_owned()].into_iter().chain(path.split('/').map(str::to_owned));
         Key::from_iter(parts.chain(own))
+    }
+
+    fn below(&self, name: &str) -> Key {
+        Key::from_iter(self.prefix.parts().map(|part| part.as_ref().to_owned()).chain([name.to_owned()]))
+    }
+
+    async fn claimed(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+        let key = self.below("registry.json");
+        if let Some(object) = found(self.store.get(&key).await)? {
+            let owner: StorageRecord = decode(Format::Registry, &object.bytes().await?).map_err(io::Error::other)?;
+            return Ok((owner.id != registry.id).then(|| "its blobs belong to another registry".to_owned()));
+        }
+        // A registry of before has laid no claim; its record is not empty.
+        if is_new && self.store.list(Some(&self.below("blobs"))).next().await.transpose()?.is_some() {
+            return Ok(Some("there are blobs that the record does not know".to_owned()));
+        }
+        self.store.put(&key, PutPayload::from(encode(Format::Registry, registry))).await?;
+        Ok(None)
     }
 
     fn note(&self, digest: &BlobDigest) -> PathBuf {
@@ -234,20 +253,24 @@ impl BlobStore for Bucket {
         self.runtime.block_on(self.give_up_parts(digest))
     }
 
-    fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()> {
-        let below =
-            Key::from_iter(self.prefix.parts().map(|part| part.as_ref().to_owned()).chain(["blobs".to_owned()]));
-        let mut objects = self.store.list(Some(&below));
+    fn list(&self, each: &mut dyn FnMut(BlobDigest, Time)) -> io::Result<()> {
+        let mut objects = self.store.list(Some(&self.below("blobs")));
         while let Some(object) = self.runtime.block_on(objects.next()) {
-            let key = object?.location;
+            let object = object?;
+            let key = object.location;
+            let put_at = object.last_modified.timestamp_nanos_opt().unwrap_or(i64::MAX);
             let parts: Vec<_> = key.parts().collect();
             if let [.., algorithm, _, hex] = parts.as_slice()
                 && let Ok(digest) = BlobDigest::parse(&format!("{}:{}", algorithm.as_ref(), hex.as_ref()))
             {
-                each(digest);
+                each(digest, Time::from_unix_nanos(put_at));
             }
         }
         Ok(())
+    }
+
+    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+        self.runtime.block_on(self.claimed(registry, is_new))
     }
 }
 
@@ -347,7 +370,7 @@ mod tests {
         let other = S3 { prefix: String::new(), ..options };
         let other = Bucket::new(&other, place.path(), runtime.handle().clone()).unwrap();
         let mut count = 0;
-        other.list(&mut |_| count += 1).unwrap();
+        other.list(&mut |_, _| count += 1).unwrap();
         assert_eq!(count, 0, "another prefix is another store");
     }
 }

@@ -65,6 +65,9 @@ pub struct RegistryArgs {
     /// Collect manifests too that no tag, index or subject keeps
     #[arg(long)]
     pub gc_untagged: bool,
+    /// Collect blobs that the record does not know even where they are most of all
+    #[arg(long)]
+    pub gc_unknown: bool,
     /// Read every blob again in the background
     #[arg(long)]
     pub scrub: bool,
