@@ -156,6 +156,22 @@ fn what_was_pushed_is_there_after_a_restart() -> Result<()> {
 }
 
 #[test]
+fn a_registry_that_is_told_to_end_while_it_scrubs_ends_well() -> Result<()> {
+    let place = Place::new()?;
+    let (image, storage) = (place.image()?, place.path("storage"));
+    // A second for each KiB: it is still at the first blob when the end comes.
+    let registry = Registry::start(&storage, &["--scrub", "--scrub-every", "1s", "--scrub-rate", "1k"])?;
+    let there = format!("docker://{}/garden/web:v1", registry.address);
+    ok("skopeo", &["copy", "--dest-tls-verify=false", &image, &there])?;
+    let scrubs = || Ok(!registry.get("/metrics")?.contains("perennial_registry_scrubbed_bytes_total 0\n"));
+    wait_until("the scrub", SOON, scrubs)?;
+    registry.stop()?;
+    let log = fs::read_to_string(storage.with_extension("log"))?;
+    ensure!(!log.contains("panicked") && log.contains("\"ended\""), "{log}");
+    Ok(())
+}
+
+#[test]
 fn a_registry_that_could_not_take_a_connection_takes_it_when_it_can() -> Result<()> {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
     let place = Place::new()?;

@@ -56,6 +56,8 @@ pub(crate) struct App {
     pub(crate) streams: AtomicUsize,
     /// Blobs that the record does not know, where they are so many that nothing is collected.
     pub(crate) strays: AtomicUsize,
+    /// Held by the thread that scrubs.
+    pub(crate) scrubbing: Arc<Mutex<()>>,
     /// How many blobs may be summed at once.
     pub(crate) summing: Semaphore,
     /// How many threads may read blobs at once.
@@ -132,21 +134,6 @@ impl App {
     async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Trouble> {
         let patience = self.options.patience.saturating_mul(TURN_PATIENCES);
         tokio::time::timeout(patience, turn).await.map_err(|_| Trouble::Busy)
-    }
-
-    /// Puts a damaged blob aside and records it, so that it is not served and can be pushed again.
-    pub(crate) fn condemn(&self, digest: &BlobDigest, found: &BlobDigest) {
-        self.metrics.damaged.inc();
-        let fields = vec![("digest", json!(digest.as_str())), ("found", json!(found.as_str()))];
-        self.options.log.line(Level::Error, "blob_damaged", fields);
-        let guard = self.lock_digest(digest);
-        // Recorded first: the record keeps it from being served whatever becomes of the file.
-        let recorded = self.meta.checked(digest, true, self.now());
-        let moved = self.storage.quarantine(digest).map_err(Trouble::io("cannot put the blob aside"));
-        drop(guard);
-        for trouble in [recorded, moved].into_iter().filter_map(Result::err) {
-            self.trouble("quarantine", digest.as_str(), &trouble);
-        }
     }
 
     /// Logs what went wrong with the registry itself.

@@ -3,7 +3,7 @@
 //! - `net`: connections; `app`: the way of one request; `blobs`, `uploads`, `manifests`, `lists`: what it may ask for.
 //! - `auth`: who may do what.
 //! - `meta`: the record of what is there; `storage`: where blobs are kept; `staging`: uploads that are not finished.
-//! - `verdict`: whether a blob is sound; `chores`: collection and scrub.
+//! - `verdict`: whether a blob is sound; `condemn`: what becomes of it; `chores`: collection and scrub.
 //! - `metrics`, [`log`]: what is told.
 //!
 //! What a request means and whether it is right is decided in `perennial_core::registry`. A push is committed by one
@@ -14,6 +14,7 @@ mod auth;
 mod blobs;
 mod body;
 mod chores;
+mod condemn;
 mod hash;
 mod lists;
 pub mod log;
@@ -202,6 +203,8 @@ pub async fn serve(
     };
     tokio::join!(accepting, stop);
     chores.shutdown().await;
+    // A store that does not answer keeps nobody from ending.
+    tokio::time::timeout(app.options.grace_of_end, app.scrubbing.lock()).await.ok();
     app.meta.close();
     app.options.log.line(Level::Info, "ended", Vec::new());
     Ok(())
@@ -250,6 +253,7 @@ fn open(options: Options, id: Option<&str>) -> Result<App, ServeError> {
         auth: auth::Auth::new(options.accounts.clone()).map_err(record)?,
         streams: AtomicUsize::new(0),
         strays: AtomicUsize::new(0),
+        scrubbing: Arc::default(),
         summing: Semaphore::new(processors.min(app::SUMS_MAX)),
         reads: Arc::new(Semaphore::new(app::READS_MAX)),
         publishes: Arc::new(Semaphore::new(app::PUBLISHES_MAX)),

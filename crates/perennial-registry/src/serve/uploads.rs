@@ -317,18 +317,26 @@ fn publish(app: &App, session: &mut Session, of: &Holding, right: Publishing) ->
     }
     let bytes = session.bytes;
     let failed = || format!("cannot keep blob {digest}");
-    let is_there =
-        app.meta.any_blob(digest)?.is_some() && app.storage.open(digest).map_err(Trouble::io(failed()))?.is_some();
-    if !is_there {
+    // The bytes are at hand, so a copy that is not known to be sound is replaced by them.
+    let is_sound = app.meta.any_blob(digest)?.is_some() && is_known_sound(app, digest, bytes);
+    if !is_sound {
         app.storage.publish(session.path(), digest).map_err(Trouble::io(failed()))?;
         if let Some(reader) = app.storage.open(digest).map_err(Trouble::io(failed()))? {
             app.verdicts.trust(digest, reader.stamp().clone(), app.now());
         }
     }
-    let recorded = app.meta.put_blob(of, bytes, app.options.quota, app.now());
+    let recorded = app.meta.put_blob(of, (bytes, !is_sound), app.options.quota, app.now());
     drop(right);
     app.staging.end(session)?;
     recorded
+}
+
+fn is_known_sound(app: &App, digest: &BlobDigest, bytes: u64) -> bool {
+    // One that cannot be opened is not.
+    let present = app.storage.open(digest).ok().flatten();
+    present.is_some_and(|present| {
+        present.stamp().bytes == bytes && app.verdicts.is_trusted(digest, present.stamp(), app.now())
+    })
 }
 
 /// Returns the answer that an upload goes on.

@@ -2,7 +2,7 @@
 
 use super::bucket::{Bucket, Mood};
 use super::site::{Answer, Site, noise, options, sha256, wait_until};
-use perennial_registry::serve::Options;
+use perennial_registry::serve::{Options, Scrub};
 use std::time::Duration;
 
 fn site(bucket: &Bucket, storage: &std::path::Path, patience: Duration) -> Site {
@@ -177,4 +177,40 @@ fn a_note_of_parts_that_lost_its_content_keeps_nothing_from_being_pushed() {
     std::fs::File::create(&note).unwrap();
     assert_eq!(post(&site, &large).status, 201);
     assert!(!note.exists());
+}
+
+#[test]
+fn the_scrub_takes_a_store_that_refuses_for_no_damage() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let scrub = Some(Scrub { bytes_per_s: 100_000_000, every: Duration::from_millis(50) });
+    let s3 = Some(bucket.place(Duration::from_secs(1)));
+    let site = Site::start(Options { s3, scrub, ..options(storage.path()) });
+    let digests = [b"1", b"2", b"3"].map(|content| site.push("a", content));
+    bucket.turn(Mood::Refuses(403));
+    let failed = |text: &str| text.lines().any(|line| line.starts_with("perennial_registry_troubles_total 4"));
+    wait_until("the scrub to fail some times", || failed(&site.get("/metrics").text()));
+    bucket.turn(Mood::Well);
+    assert_eq!(site.get("/healthz").json()["damaged"], serde_json::json!([]));
+    for digest in &digests {
+        assert_eq!(site.get(&format!("/v2/a/blobs/{digest}")).status, 200);
+    }
+    bucket.remove(&digests[1]);
+    wait_until("a loss to be found", || site.get("/healthz").json()["damaged"] == serde_json::json!([digests[1]]));
+}
+
+#[test]
+fn bytes_that_take_the_place_of_a_trusted_copy_while_it_is_opened_are_not_sent_for_it() {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let site = site(&bucket, storage.path(), Duration::from_secs(1));
+    let content = noise(300_000);
+    let digest = site.push("a", &content);
+    let path = format!("/v2/a/blobs/{digest}");
+    assert_eq!(site.get(&path).body, content);
+    let mut worse = content.clone();
+    worse[150_000] ^= 1;
+    bucket.swap_after_look(&digest, &worse);
+    let got = site.get(&path);
+    assert!(got.status != 200 || !got.is_whole, "{} {}", got.status, got.body.len());
+    site.push("a", &content);
+    assert_eq!(site.get(&path).body, content);
 }

@@ -220,10 +220,20 @@ impl BlobStore for Bucket {
     fn open(&self, digest: &BlobDigest) -> io::Result<Option<Box<dyn BlobReader>>> {
         let key = self.key("blobs", digest);
         let Some(meta) = found(self.runtime.block_on(self.store.head(&key)))? else { return Ok(None) };
-        let tag = format!("{} {}", meta.e_tag.unwrap_or_default(), meta.last_modified);
+        let tag = format!("{} {}", meta.e_tag.as_deref().unwrap_or_default(), meta.last_modified);
+        let e_tag = meta.e_tag;
         let stamp = Stamp { bytes: meta.size, tag };
         let (store, runtime) = (self.store.clone(), self.runtime.clone());
-        Ok(Some(Box::new(ObjectReader { store, runtime, key, stamp, stream: None, at: 0, left_over: Bytes::new() })))
+        Ok(Some(Box::new(ObjectReader {
+            store,
+            runtime,
+            key,
+            e_tag,
+            stamp,
+            stream: None,
+            at: 0,
+            left_over: Bytes::new(),
+        })))
     }
 
     fn delete(&self, digest: &BlobDigest) -> io::Result<()> {
@@ -279,6 +289,8 @@ struct ObjectReader {
     store: AmazonS3,
     runtime: Handle,
     key: Key,
+    /// What each request demands, so that all parts are of one copy.
+    e_tag: Option<String>,
     stamp: Stamp,
     stream: Option<BoxStream<'static, Result<Bytes, Error>>>,
     /// Where the stream stands, without what is left over.
@@ -311,7 +323,11 @@ impl ObjectReader {
     async fn read(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         let mut all = Vec::with_capacity(bytes);
         if bytes > 0 && (self.stream.is_none() || self.at != offset) {
-            let options = GetOptions { range: Some(GetRange::Offset(offset)), ..GetOptions::default() };
+            let options = GetOptions {
+                range: Some(GetRange::Offset(offset)),
+                if_match: self.e_tag.clone(),
+                ..GetOptions::default()
+            };
             self.stream = Some(self.store.get_opts(&self.key, options).await?.into_stream());
             (self.at, self.left_over) = (offset, Bytes::new());
         }
