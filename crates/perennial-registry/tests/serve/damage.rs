@@ -1,7 +1,7 @@
 //! Damaged blobs are never served whole; they are put aside, told of, and can be pushed again. What nothing needs is
 //! collected, and nothing else.
 
-use super::site::{Site, noise, options, refused, sha256, wait_until};
+use super::site::{INDEX, Site, noise, options, refused, sha256, wait_until};
 use perennial_core::registry::collect::Grace;
 use perennial_registry::serve::Scrub;
 use serde_json::json;
@@ -217,4 +217,32 @@ fn manifests_without_a_tag_are_collected_where_that_is_wanted() {
         let path = format!("/v2/a/manifests/{}", sha256(&old));
         wait_until("the old manifest", || site.get(&path).status == expected);
     }
+}
+
+#[test]
+fn blobs_that_an_index_names_as_manifests_are_needed_until_it_goes() {
+    let storage = tempfile::tempdir().unwrap();
+    let (layer, index) = {
+        let site = Site::new(storage.path());
+        let layer = site.push("a", b"a layer of a build cache");
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer, "size": 24},
+        ]});
+        let index = index.to_string().into_bytes();
+        let put = site.ask("PUT", "/v2/a/manifests/cache", &[("Content-Type", INDEX)], &index);
+        assert_eq!(put.status, 201, "{}", put.text());
+        refused(&site.ask("DELETE", &format!("/v2/a/blobs/{layer}"), &[], b""), 409, "DENIED");
+        (layer, sha256(&index))
+    };
+    let base = options(storage.path());
+    let every = Some(Duration::from_millis(20));
+    let site =
+        Site::start(perennial_registry::serve::Options { grace: Grace { nanos: 1 }, collect_every: every, ..base });
+    for n in 0..3 {
+        let orphan = site.push("a", &[n]);
+        wait_until("a collection", || site.get(&format!("/v2/a/blobs/{orphan}")).status == 404);
+    }
+    assert_eq!(site.get(&format!("/v2/a/blobs/{layer}")).status, 200);
+    assert_eq!(site.ask("DELETE", &format!("/v2/a/manifests/{index}"), &[], b"").status, 202);
+    wait_until("the layer's end", || site.get(&format!("/v2/a/blobs/{layer}")).status == 404);
 }

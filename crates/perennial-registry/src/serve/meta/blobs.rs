@@ -116,7 +116,7 @@ impl Meta {
         self.write(move |connection| {
             let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
             let id = repository_id(connection, &name)?.ok_or_else(unknown)?;
-            let sql = "SELECT manifest FROM refers WHERE repository = ?1 AND target = ?2 AND NOT is_manifest LIMIT 1";
+            let sql = "SELECT manifest FROM refers WHERE repository = ?1 AND target = ?2 LIMIT 1";
             let needed: Option<String> =
                 connection.prepare_cached(sql)?.query_row(params![id, digest.as_str()], |row| row.get(0)).optional()?;
             if let Some(manifest) = needed {
