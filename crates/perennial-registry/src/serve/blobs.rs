@@ -68,7 +68,9 @@ fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
     let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
     let found = app.meta.blob(of)?.ok_or_else(unknown)?;
     if is_head {
-        app.meta.touch(of, found, app.options.grace, app.now())?;
+        if !app.options.is_read_only {
+            app.meta.touch(of, found, app.options.grace, app.now())?;
+        }
         return Ok((found.bytes, None));
     }
     let reader = match app.storage.open(digest) {

@@ -56,10 +56,10 @@ pub(crate) async fn collect_always(app: Arc<App>, every: Duration) {
 /// Frees what nothing needs.
 pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
     let (now, grace) = (app.now(), app.options.grace);
-    let mut done = Collected { uploads: app.staging.expire(ago(now, grace))?, ..Collected::default() };
     if app.options.is_read_only {
-        return Ok(done);
+        return Ok(Collected::default());
     }
+    let mut done = Collected { uploads: app.staging.expire(ago(now, grace))?, ..Collected::default() };
     let Some(strays) = strays(app, grace, now)? else { return Ok(done) };
     give_up_unfinished(app);
     if app.options.collects_untagged {

@@ -67,6 +67,10 @@ impl App {
         self.metrics.damaged.inc();
         let fields = vec![("digest", json!(digest.as_str())), ("found", json!(found))];
         self.options.log.line(Level::Error, "blob_damaged", fields);
+        if self.options.is_read_only {
+            // It is found again by each reader, and not sent whole to any.
+            return;
+        }
         // Recorded first: the record keeps it from being served whatever becomes of the file.
         let recorded = self.meta.found_damaged(digest, self.now());
         let moved = self.storage.quarantine(digest).map_err(Trouble::io("cannot put the blob aside"));

@@ -268,3 +268,42 @@ fn requests_under_way_are_finished_at_the_end() {
     assert!(answer.body == content);
     ending.join().unwrap();
 }
+
+#[test]
+fn a_read_only_registry_changes_nothing_whatever_is_asked_of_it_and_whatever_it_finds() {
+    let storage = tempfile::tempdir().unwrap();
+    let blob = |digest: &str| storage.path().join("blobs/sha256").join(&digest[7..9]).join(&digest[7..]);
+    let (kept, damaged, missing) = {
+        let site = Site::new(storage.path());
+        site.ask("PATCH", &site.begin("a"), &[], b"not finished");
+        let digests = [b"kept".as_slice(), b"damaged", b"missing"].map(|content| site.push("a", content));
+        std::fs::write(blob(&digests[1]), b"DAMAGED").unwrap();
+        std::fs::remove_file(blob(&digests[2])).unwrap();
+        digests.into()
+    };
+    let touched = || {
+        let record = rusqlite::Connection::open(storage.path().join("registry.db")).unwrap();
+        let sql = "SELECT max(touched_at) || max(checked_at) || max(is_damaged) FROM link JOIN blob USING (digest)";
+        record.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap()
+    };
+    let before = touched();
+    let site = Site::start(Options {
+        is_read_only: true,
+        grace: perennial_core::registry::collect::Grace { nanos: 1 },
+        collect_every: Some(Duration::from_millis(10)),
+        ..options(storage.path())
+    });
+    let uploads = site.files("uploads");
+    for _ in 0..10 {
+        assert_eq!(site.ask("HEAD", &format!("/v2/a/blobs/{kept}"), &[], b"").status, 200);
+        for digest in [&damaged, &missing] {
+            assert_eq!(site.get(&format!("/v2/a/blobs/{digest}")).status, 404);
+        }
+        #[expect(clippy::disallowed_methods, reason = "some rounds of what must do nothing")]
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((site.files("uploads"), site.files("quarantine")), (uploads.clone(), Vec::new()));
+    assert_eq!(uploads.len(), 2, "its bytes and what it is for");
+    assert!(blob(&damaged).exists());
+    assert_eq!(touched(), before);
+}
