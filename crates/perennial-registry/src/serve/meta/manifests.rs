@@ -68,7 +68,14 @@ impl Meta {
         let name = name.clone();
         self.write(move |connection| {
             let (id, before) = repository_made(connection, &name)?;
-            manifest.precondition.check(resolve(connection, id, &manifest.reference)?.as_ref())?;
+            // A tag is what may be replaced, however it is named; the manifest itself counts where none is.
+            if manifest.tags.is_empty() {
+                manifest.precondition.check(resolve(connection, id, &manifest.reference)?.as_ref())?;
+            }
+            for tag in &manifest.tags {
+                let present = resolve(connection, id, &Reference::Tag(tag.clone()))?;
+                manifest.precondition.check(present.as_ref())?;
+            }
             if !manifest.is_sparse {
                 check_links(connection, id, &manifest.facts)?;
             }
