@@ -259,6 +259,8 @@ fn a_page_of_tags_is_bounded_and_linked() {
 fn a_quota_bounds_what_a_repository_holds() {
     assert!(Quota(None).check(u64::MAX, u64::MAX).is_ok());
     assert!(Quota(Some(10)).check(4, 6).is_ok());
+    assert!(Quota(Some(10)).check(40, 0).is_ok(), "lowered since");
+    assert!(Quota(Some(10)).check(40, 1).is_err());
     assert_eq!(Quota(Some(10)).check(4, 7).unwrap_err().code, Code::Denied);
 }
 

@@ -307,3 +307,15 @@ fn a_read_only_registry_changes_nothing_whatever_is_asked_of_it_and_whatever_it_
     assert!(blob(&damaged).exists());
     assert_eq!(touched(), before);
 }
+
+#[test]
+fn a_repository_that_holds_more_than_a_lowered_quota_can_still_be_tagged_but_takes_nothing_more() {
+    let storage = tempfile::tempdir().unwrap();
+    let manifest = Site::new(storage.path()).push_image("a", "v1", &[&noise(5000)]);
+    let site = Site::start(Options { quota: Quota(Some(1000)), ..options(storage.path()) });
+    assert_eq!(site.put_manifest("a", "v2", &manifest).status, 201);
+    let post =
+        |content: &[u8]| site.ask("POST", &format!("/v2/a/blobs/uploads/?digest={}", sha256(content)), &[], content);
+    refused(&post(b"more"), 403, "DENIED");
+    assert_eq!(site.get("/v2/a/manifests/v2").body, manifest);
+}
