@@ -239,3 +239,17 @@ fn a_compare_and_swap_holds_for_each_tag_that_a_push_by_digest_names() {
         assert_eq!(site.get(&format!("/v2/a/manifests/{tag}")).body, two);
     }
 }
+
+#[test]
+fn a_manifest_that_an_index_names_can_be_deleted_and_the_index_stays() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let child = sha256(&site.push_image("a", "v1", &[b"1"]));
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"mediaType": IMAGE, "digest": child, "size": 1}]});
+    let index = index.to_string().into_bytes();
+    assert_eq!(site.ask("PUT", "/v2/a/manifests/all", &[("Content-Type", INDEX)], &index).status, 201);
+    let path = format!("/v2/a/manifests/{child}");
+    assert_eq!(site.ask("DELETE", &path, &[], b"").status, 202);
+    refused(&site.get(&path), 404, "MANIFEST_UNKNOWN");
+    assert_eq!(site.get("/v2/a/manifests/all").body, index);
+}
