@@ -67,6 +67,7 @@ pub struct Tls {
 
 /// How a registry serves.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command, and none depends on another")]
 pub struct Options {
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,

@@ -277,7 +277,7 @@ fn a_read_only_registry_changes_nothing_whatever_is_asked_of_it_and_whatever_it_
         let site = Site::new(storage.path());
         site.ask("PATCH", &site.begin("a"), &[], b"not finished");
         let digests = [b"kept".as_slice(), b"damaged", b"missing"].map(|content| site.push("a", content));
-        std::fs::write(blob(&digests[1]), b"DAMAGED").unwrap();
+        super::site::write(blob(&digests[1]), b"DAMAGED");
         std::fs::remove_file(blob(&digests[2])).unwrap();
         digests.into()
     };

@@ -18,14 +18,17 @@ impl Dice {
     }
 }
 
+/// A repository, a manifest in it, and the numbers of its layers.
+type Kept = (String, Vec<u8>, Vec<usize>);
+
 /// One client with manifests of its own, made of layers that all clients share.
 struct Worker<'a> {
     site: &'a Site,
     layers: &'a [Vec<u8>],
     number: usize,
     dice: Dice,
-    /// Repository and manifest, by tag: what is to be whole.
-    kept: Vec<Option<(String, Vec<u8>, Vec<usize>)>>,
+    /// By tag: what is to be whole.
+    kept: Vec<Option<Kept>>,
     pushed: usize,
 }
 

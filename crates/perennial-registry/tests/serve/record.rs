@@ -38,13 +38,13 @@ fn without_its_record_or_with_anothers_a_registry_does_not_begin() {
     let refused = refusal(collecting(options(storage.path())));
     assert!(refused.contains("it is missing"), "{refused}");
     assert!(!storage.path().join("registry.db").exists(), "nothing was made in its place");
-    std::fs::write(storage.path().join("registry.db"), b"").unwrap();
+    super::site::write(storage.path().join("registry.db"), b"");
     assert!(refusal(options(storage.path())).contains("it is missing"), "an empty file is no record");
-    std::fs::write(storage.path().join("registry.db"), take_record(other.path())).unwrap();
+    super::site::write(storage.path().join("registry.db"), take_record(other.path()));
     let refused = refusal(collecting(options(storage.path())));
     assert!(refused.contains("of another registry"), "{refused}");
     take_record(storage.path());
-    std::fs::write(storage.path().join("registry.db"), record).unwrap();
+    super::site::write(storage.path().join("registry.db"), record);
     assert_eq!(Site::new(storage.path()).get(&format!("/v2/a/blobs/{digest}")).body, b"kept");
 }
 
@@ -56,9 +56,9 @@ fn a_registry_whose_making_was_cut_off_is_made() {
         let identity = std::fs::read(storage.path().join("registry.json")).unwrap();
         std::fs::remove_dir_all(storage.path()).unwrap();
         std::fs::create_dir(storage.path()).unwrap();
-        std::fs::write(storage.path().join("registry.json"), identity).unwrap();
+        super::site::write(storage.path().join("registry.json"), identity);
         for file in files {
-            std::fs::write(storage.path().join(file), b"").unwrap();
+            super::site::write(storage.path().join(file), b"");
         }
         let digest = Site::new(storage.path()).push("a", b"x");
         assert_eq!(Site::new(storage.path()).get(&format!("/v2/a/blobs/{digest}")).body, b"x");
@@ -70,7 +70,7 @@ fn a_record_that_is_older_than_most_blobs_frees_none_until_that_is_asked_for() {
     let storage = tempfile::tempdir().unwrap();
     Site::new(storage.path()).push_image("a", "v1", &[b"1"]);
     let older = take_record(storage.path());
-    std::fs::write(storage.path().join("registry.db"), &older).unwrap();
+    super::site::write(storage.path().join("registry.db"), &older);
     {
         let site = Site::new(storage.path());
         for n in 0..6 {
@@ -78,7 +78,7 @@ fn a_record_that_is_older_than_most_blobs_frees_none_until_that_is_asked_for() {
         }
     }
     take_record(storage.path());
-    std::fs::write(storage.path().join("registry.db"), &older).unwrap();
+    super::site::write(storage.path().join("registry.db"), &older);
     {
         let site = Site::start(collecting(options(storage.path())));
         wait_until("the refusal to collect", || site.get("/healthz").json()["status"] == json!("not collected"));
@@ -102,7 +102,7 @@ fn a_blob_that_the_record_does_not_know_is_kept_for_the_time_of_grace() {
     {
         // By this clock files are always young, and links are not.
         let site = Site::start(Options { clock: two_hours_ago, ..collecting(options(storage.path())) });
-        std::fs::write(&stray, b"").unwrap();
+        super::site::write(&stray, b"");
         for n in 0..3 {
             let orphan = site.push("a", &[n]);
             wait_until("a collection", || site.get(&format!("/v2/a/blobs/{orphan}")).status == 404);

@@ -247,6 +247,11 @@ impl Answer {
     }
 }
 
+/// Puts a file where a test wants one.
+pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
+    std::fs::File::create(path).unwrap().write_all(content.as_ref()).unwrap();
+}
+
 /// Waits for a state.
 pub fn wait_until(what: &str, mut is_there: impl FnMut() -> bool) {
     let until = now().unix_nanos() + i64::try_from(LIMIT.as_nanos()).unwrap();
