@@ -9,7 +9,7 @@ use perennial_core::id::{ContainerId, Digest, LayerId, RunId, Seq};
 use perennial_core::image::{Image, ImageConfig};
 use perennial_core::layers::{Form, LayerKind, LayerRecord, ManifestRef};
 use perennial_core::rebuild::RecordCopy;
-use perennial_core::registry::upload::{StorageRecord, UploadRecord};
+use perennial_core::registry::upload::{PartsRecord, StorageRecord, UploadRecord};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
@@ -534,9 +534,10 @@ fn refusal(bytes: &[u8]) -> DecodeError {
 #[test]
 fn the_frozen_records_of_a_registry_mean_what_they_meant() {
     let at = time("2026-11-29T00:00:00Z");
-    check_frozen(Format::Registry, &StorageRecord { created_at: at, blobs: "directory".into() });
+    check_frozen(Format::Registry, &StorageRecord { created_at: at, blobs: "directory".into(), id: None });
     let upload = UploadRecord { repository: "garden/web".into(), algorithm: "sha256".into(), started_at: at };
     check_frozen(Format::RegistryUpload, &upload);
+    check_frozen(Format::RegistryParts, &PartsRecord { upload: "2~garden".into() });
 }
 
 #[test]
