@@ -79,7 +79,8 @@ impl Tracking {
     /// Returns whether another try is due.
     #[must_use]
     pub fn is_due(&self, now: Time) -> bool {
-        let Some(tried_at) = self.tried_at.filter(|_| self.failures > 0) else { return true };
+        // A try in the future was made by a clock that was ahead.
+        let Some(tried_at) = self.tried_at.filter(|at| self.failures > 0 && *at <= now) else { return true };
         now.nanos_since(tried_at) >= u64::from(pause_s(self.failures)).saturating_mul(1_000_000_000)
     }
 }
