@@ -15,8 +15,10 @@ use super::{Order, add};
 use crate::cli::args::ROOT_DEFAULT;
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
+use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, Digest, Seq};
-use perennial_core::travel::history::{Mark, Relation, marks, relate};
+use perennial_core::travel::facts::Facts;
+use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
 use perennial_core::travel::remote::Tracking;
 use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, Sender};
@@ -80,20 +82,26 @@ impl Engine {
     }
 
     fn push_locked(&self, id: &ContainerId, order: &Order, link: &Link, progress: &dyn Progress) -> Result<Pushed> {
-        let load = self.load(id, order.until)?;
+        let mut load = self.load(id, order.until)?;
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
         let found = find(link, &repository, CONTAINER_TAG)?;
         let tracking = self.tracking(id, &link.remote.name)?;
         let ours = our_marks(&load, &tracking, order);
-        let theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
+        let mut theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
         let past = theirs.as_ref().map(|theirs| marks(&theirs.past, theirs.container.queue.as_ref()));
-        match (relate(&ours, past.as_deref().unwrap_or_default()), &found) {
+        let relation = relate(&ours, past.as_deref().unwrap_or_default());
+        match (relation, &found) {
             (Relation::Ahead | Relation::Same, _) | (_, None) => {}
             (Relation::Behind, Some(_)) => return Ok(nothing(&repository, &load, past.unwrap_or_default())),
             (relation @ (Relation::Diverged { .. } | Relation::Unrelated), Some(found)) => {
                 return Err(conflict(&repository, (order, &self.machine()), relation, &found.parcel.sent));
             }
+        }
+        let here = load.container.queue.clone().unwrap_or_default();
+        if let Some(theirs) = &mut theirs {
+            let base = tracking.facts.as_ref().filter(|_| order.other_name.is_none());
+            theirs.settle(base, &mut load, relation)?;
         }
         let sender = Sender { at: self.now(), machine: self.machine(), by: self.actor.clone() };
         let mut sending = Sending { link, sender, progress, traffic: Traffic::default() };
@@ -102,11 +110,11 @@ impl Engine {
             && !link.has_other_readers(&repository, &found.parcel)?
             && draft.is_same(&found.parcel)
         {
-            self.remember(id, link, order, (&ours, &found.tagged.digest))?;
+            self.remember(id, link, order, (&ours, &found.tagged.digest, &here))?;
             return Ok(nothing(&repository, &load, ours));
         }
         let (digest, new) = self.dispatch(&repository, &mut sending, &load, (draft, found))?;
-        self.remember(id, link, order, (&ours, &digest))?;
+        self.remember(id, link, order, (&ours, &digest, &here))?;
         add(&mut sending.traffic, repository.traffic());
         Ok(Pushed {
             repository: repository.name(),
@@ -164,18 +172,21 @@ impl Engine {
         Ok((digest, draft.new))
     }
 
-    /// Records what is there now; what was sent under another name is not asked for again.
+    /// Records what is there now; what was sent under another name is not asked for again. What others changed there of
+    /// what may change is not `here` yet, and a pull finds it changed.
     fn remember(
         &self,
         id: &ContainerId,
         link: &Link,
         order: &Order,
-        (marks, manifest): (&[Mark], &Digest),
+        (marks, manifest, here): (&[Mark], &Digest, &Queue),
     ) -> Result<()> {
-        if order.other_name.is_some() {
-            return Ok(());
-        }
         let mut tracking = self.tracking(id, &link.remote.name)?;
+        tracking.note_here(here);
+        if order.other_name.is_some() {
+            return self.track(id, &link.remote.name, &tracking);
+        }
+        tracking.facts = Some(Facts::of(here).or(tracking.facts, marks));
         let from = marks.len().saturating_sub(PAST_MAX);
         tracking.marks = marks.get(from..).unwrap_or_default().to_vec();
         tracking.manifest = Some(manifest.clone());
@@ -192,7 +203,7 @@ fn our_marks(load: &Load, tracking: &Tracking, order: &Order) -> Vec<Mark> {
             tracking.marks.iter().copied().filter(|mark| order.until.is_none_or(|until| mark.seq <= until)).collect()
         }
     };
-    marks(&past, load.container.queue.as_ref())
+    own_marks(&past, load.container.queue.as_ref())
 }
 
 fn nothing(repository: &Repository, load: &Load, there: Vec<Mark>) -> Pushed {
