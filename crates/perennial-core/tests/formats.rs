@@ -14,6 +14,7 @@ use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
 use perennial_core::travel::cipher::PackCipher;
+use perennial_core::travel::facts::Facts;
 use perennial_core::travel::history::Mark;
 use perennial_core::travel::remote::{Encryption, Remote, Tracking};
 use perennial_core::travel::{Contents, ImageAt, PackAt, Parcel, Sender};
@@ -454,8 +455,18 @@ fn the_frozen_tracking_means_what_it_meant() {
         tried_at: Some(time("2026-11-29T11:00:00Z")),
         failures: 2,
         error: Some("registry registry.example cannot be reached".into()),
+        facts: None,
+        had: vec![],
     };
     check_frozen(Format::Tracking, &expected);
+    let with_facts = Tracking { facts: Some(Facts::of(&queue())), had: expected.marks.clone(), ..expected };
+    let value: Value = serde_json::from_slice(&encode(Format::Tracking, &with_facts)).expect("encode writes JSON");
+    let facts = json!({"current": 1, "generations": [
+        {"seq": 1, "pinned": true, "health": "good"},
+        {"seq": 2, "quarantined": true, "health": "suspect"},
+    ]});
+    assert_eq!((&value["body"]["facts"], &value["body"]["had"]), (&facts, &value["body"]["marks"]));
+    assert_eq!(decode(Format::Tracking, &encode(Format::Tracking, &with_facts)), Ok(with_facts));
 }
 
 #[test]

@@ -221,6 +221,7 @@ fn tries_that_fail_become_rarer_and_never_end() {
     let at = |seconds: i64| Time::from_unix_nanos(seconds * second);
     let tracking = Tracking { tried_at: Some(at(100)), failures: 2, ..Tracking::default() };
     assert!(!tracking.is_due(at(109)) && tracking.is_due(at(110)));
+    assert!(tracking.is_due(at(99)), "a clock that was ahead must not put it off");
     assert!(Tracking { failures: 0, ..tracking }.is_due(at(100)), "the last try did not fail");
     assert!(Tracking::default().is_due(at(0)));
 }

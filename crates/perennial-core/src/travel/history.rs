@@ -39,6 +39,15 @@ pub fn marks(past: &[Mark], queue: Option<&Queue>) -> Vec<Mark> {
     all.into_values().collect()
 }
 
+/// Returns the marks of a container here: of its queue, and of what is remembered of it from a registry, as far as it once
+/// was here. What another has made since is not ours, even where we have seen that it is there.
+#[must_use]
+pub fn own_marks(remembered: &[Mark], queue: Option<&Queue>) -> Vec<Mark> {
+    let next = queue.map_or(Seq(0), |queue| queue.next_seq);
+    let past: Vec<Mark> = remembered.iter().copied().filter(|mark| mark.seq < next).collect();
+    marks(&past, queue)
+}
+
 /// How two histories lie to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relation {

@@ -1,5 +1,6 @@
 //! Two copies of one history put together: neither loses a generation that the container may keep.
 
+use super::history::Mark;
 use crate::generations::{Generation, Queue};
 use crate::id::{LayerId, Seq};
 use crate::layers::LayerRecord;
@@ -78,6 +79,32 @@ pub fn queues(ours: &Queue, theirs: &Queue, newer: Newer, keep: u32) -> Queue {
     bounded.evict(keep);
     queue.generations.retain(|generation| own.contains(&generation.seq) || bounded.get(generation.seq).is_some());
     queue
+}
+
+/// Which of theirs a pull brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// All that the container may keep.
+    All,
+    /// Only the one that is current.
+    Current,
+}
+
+/// Puts theirs into ours, after [`settle`](super::facts::settle): no generation of ours goes, whatever the bound, and none
+/// comes that was here and was let go, unless it was made current since.
+#[must_use]
+pub fn pulled(ours: &Queue, mut theirs: Queue, (wanted, let_go): (Wanted, &[Mark]), newer: Newer, keep: u32) -> Queue {
+    let current = ours.current.or(theirs.current);
+    theirs.generations.retain(|generation| {
+        let is_current = Some(generation.seq) == current;
+        let is_let_go = let_go.contains(&Mark::of(generation));
+        ours.get(generation.seq).is_some() || is_current || wanted == Wanted::All && !is_let_go
+    });
+    let joined = queues(ours, &theirs, newer, keep);
+    let mut all: BTreeMap<Seq, Generation> = joined.generations.into_iter().map(|g| (g.seq, g)).collect();
+    all.extend(ours.generations.iter().map(|generation| (generation.seq, generation.clone())));
+    let generations = all.into_values().collect();
+    Queue { current, generations, undo: ours.undo.clone(), held: ours.held, next_seq: joined.next_seq }
 }
 
 /// Which of two copies goes on after the other.

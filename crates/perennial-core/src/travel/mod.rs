@@ -7,13 +7,14 @@
 //!
 //! - [`Parcel`]: everything about one container or one image but the contents, with its bounds.
 //! - [`cipher`]: how it is encrypted, where it is. [`artifact`]: the OCI manifest around it; [`place`]: where in a registry something is kept.
-//! - [`history`]: whether two histories are one; [`merge`](mod@merge): and put together; [`send`]: when packs are
-//!   written anew.
+//! - [`history`]: whether two histories are one; [`facts`]: what may change about what both have; [`merge`](mod@merge):
+//!   and put together; [`send`]: when packs are written anew.
 //! - [`remote`]: a place to send to, and what was sent there.
 //! - [`settings`]: which settings of a container from elsewhere reach into this host.
 
 pub mod artifact;
 pub mod cipher;
+pub mod facts;
 pub mod history;
 pub mod merge;
 pub mod place;

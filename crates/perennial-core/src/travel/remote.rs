@@ -1,7 +1,9 @@
 //! A place in a registry to send containers to, and what is known of what was sent there.
 
+use super::GENERATIONS_MAX;
 use super::cipher::Recipient;
-use super::history::Mark;
+use super::facts::Facts;
+use super::history::{Mark, marks};
 use crate::format::{self, Format};
 use crate::generations::{Generation, Health, Queue};
 use crate::id::Digest;
@@ -63,6 +65,13 @@ pub struct Tracking {
     pub failures: u32,
     /// What stood in the way at the last of them.
     pub error: Option<String>,
+    /// What the container and its copy there both had of what may change, when they were last the same in it; not known
+    /// to records of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+    /// Generations that were here when something was sent or fetched. Those that are here no more were let go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub had: Vec<Mark>,
 }
 
 /// Shortest and longest time between two tries, in seconds.
@@ -75,6 +84,9 @@ pub fn pause_s(failures: u32) -> u32 {
     let doubled = PAUSE_FIRST_S.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
     doubled.min(PAUSE_LONGEST_S)
 }
+
+/// Generations that are remembered as having been here: those of two of the longest queues.
+const HAD_MAX: usize = 2 * GENERATIONS_MAX;
 
 /// What of a container is not at a remote.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -99,10 +111,24 @@ impl Tracking {
         Lacking { generations, gone: made.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX)) }
     }
 
+    /// Remembers what is here now.
+    pub fn note_here(&mut self, queue: &Queue) {
+        let had = marks(&self.had, Some(queue));
+        self.had = had.get(had.len().saturating_sub(HAD_MAX)..).unwrap_or_default().to_vec();
+    }
+
+    /// Returns which generations were here and are no more.
+    #[must_use]
+    pub fn let_go(&self, queue: Option<&Queue>) -> Vec<Mark> {
+        let is_here = |mark: &&Mark| queue.is_some_and(|queue| queue.get(mark.seq).is_some());
+        self.had.iter().filter(|mark| !is_here(mark)).copied().collect()
+    }
+
     /// Returns whether another try is due.
     #[must_use]
     pub fn is_due(&self, now: Time) -> bool {
-        let Some(tried_at) = self.tried_at.filter(|_| self.failures > 0) else { return true };
+        // A try in the future was made by a clock that was ahead.
+        let Some(tried_at) = self.tried_at.filter(|at| self.failures > 0 && *at <= now) else { return true };
         now.nanos_since(tried_at) >= u64::from(pause_s(self.failures)).saturating_mul(1_000_000_000)
     }
 }

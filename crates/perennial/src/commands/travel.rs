@@ -101,7 +101,7 @@ pub fn pull(context: &Context, args: &FetchArgs) -> Result<()> {
 }
 
 fn show_pulled(context: &Context, pulled: &Pulled) {
-    let Pulled { repository, name, new, current, left_out, traffic } = pulled;
+    let Pulled { repository, name, new, current, is_moved, left_out, traffic } = pulled;
     if context.style == Style::Json {
         output::json(&json!({
             "container": name, "repository": repository, "new": new, "current": current,
@@ -109,8 +109,11 @@ fn show_pulled(context: &Context, pulled: &Pulled) {
         }));
         return;
     }
-    if new.is_empty() {
+    if new.is_empty() && !is_moved {
         output::line(format!("{name} has everything that {repository} has"));
+    } else if new.is_empty() {
+        let seq = current.map(|seq| seq.to_string()).unwrap_or_default();
+        output::line(format!("{name} starts from {name}@{seq} now, as {repository} says"));
     } else {
         let received = table::bytes(traffic.received_bytes);
         output::line(format!("{} came from {repository}: {received} received", numbered(name.as_str(), new)));

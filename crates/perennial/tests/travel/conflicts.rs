@@ -59,9 +59,10 @@ pub(crate) fn histories_joined(one: &Stage, other: &Stage) -> Result<()> {
     other.ok(&["push", "web"])?;
     one.ok(&["pull", "web"])?;
     ensure!(one.seqs("web")? == [1, 2, 3, 4] && one.current("web")? == Some(4));
-    let quarantined =
-        |seq| -> Result<Value> { Ok(one.generation("web", seq)?.get("quarantined").cloned().unwrap_or_default()) };
-    ensure!(one.sh_ok("web", "ls /b 2>/dev/null; cat /a /c")? == "one\nfour\n", "{}", quarantined(2)?);
+    for (seq, is_set_aside) in [(1, false), (2, true), (3, true), (4, false)] {
+        ensure!(one.generation("web", seq)?.get("quarantined") == Some(&json!(is_set_aside)), "generation {seq}");
+    }
+    ensure!(one.sh_ok("web", "ls /b 2>/dev/null; cat /a /c")? == "one\nfour\n");
     Ok(())
 }
 

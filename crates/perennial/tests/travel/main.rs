@@ -7,6 +7,7 @@
 //! - [`conflicts`]: two machines, one container.
 //! - [`encrypted`]: what the registry cannot read.
 //! - [`guide`]: the guide's page, on two machines.
+//! - [`marks`]: rollbacks, pins and marks; [`meanwhile`]: what happens here while a pull is on its way.
 //! - [`moving`]: what arrives is what was sent, and only what is lacking goes.
 //! - [`whole`]: what a push says is there can be fetched.
 
@@ -14,6 +15,8 @@ mod broken;
 mod conflicts;
 mod encrypted;
 mod guide;
+mod marks;
+mod meanwhile;
 mod moving;
 mod registry;
 #[path = "../stage/mod.rs"]

@@ -167,6 +167,9 @@ pub(crate) fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// Longest time that a proxy holds anything.
+const HELD: Duration = Duration::from_secs(120);
+
 pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
@@ -179,6 +182,8 @@ pub(crate) struct Counts {
     pub(crate) down: AtomicU64,
     /// Connections are cut when so many bytes in all have passed; 0 for never.
     pub(crate) cut_at: AtomicU64,
+    /// Nothing more passes when so many bytes have come from the registry, until it is 0 again, which is for never.
+    pub(crate) hold_at: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -232,6 +237,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, counts: &Counts, is_up: bool) {
     while let Ok(count) = from.read(&mut buffer) {
         let counter = if is_up { &counts.up } else { &counts.down };
         counter.fetch_add(count as u64, Ordering::SeqCst);
+        let is_free = || {
+            let hold_at = counts.hold_at.load(Ordering::SeqCst);
+            Ok(hold_at == 0 || counts.down.load(Ordering::SeqCst) < hold_at)
+        };
+        // Who holds it for longer than that has failed already.
+        drop(wait_until("it is let go of", HELD, is_free));
         let cut_at = counts.cut_at.load(Ordering::SeqCst);
         let passed = counts.up.load(Ordering::SeqCst) + counts.down.load(Ordering::SeqCst);
         if count == 0

@@ -42,7 +42,7 @@ pub struct FetchArgs {
     /// Name it gets here
     #[arg(value_name = "AS")]
     pub other_name: Option<String>,
-    /// Only the generation to start from; a later pull brings the others
+    /// Only the generation to start from, with all layers below it; a later pull brings the others
     #[arg(long)]
     pub current: bool,
     /// Take settings that reach into this host, too: volumes, added capabilities, the runtime

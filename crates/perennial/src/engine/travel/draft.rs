@@ -1,6 +1,7 @@
 //! What a push will leave in the registry: ours, and what only they have and the container may keep.
 
 use super::Order;
+use super::arrive::other_current;
 use super::link::Found;
 use super::load::Load;
 use crate::engine::{Engine, random};
@@ -9,10 +10,11 @@ use perennial_core::container::Container;
 use perennial_core::generations::Generation;
 use perennial_core::id::{LayerId, Seq};
 use perennial_core::layers::LayerRecord;
-use perennial_core::travel::history::{Mark, marks};
+use perennial_core::travel::facts::{Facts, settle};
+use perennial_core::travel::history::{Mark, Relation, marks};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::CONTAINER_TAG;
-use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel};
+use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, Sender};
 use perennial_registry::repository::Repository;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +24,7 @@ pub(super) struct Theirs {
     pub(super) past: Vec<Mark>,
     layers: Vec<LayerRecord>,
     images: Vec<ImageAt>,
+    sent: Sender,
 }
 
 impl Theirs {
@@ -33,6 +36,7 @@ impl Theirs {
                 past: past.clone(),
                 layers: found.parcel.layers.clone(),
                 images: images.clone(),
+                sent: found.parcel.sent.clone(),
             }),
             Contents::Image { .. } => {
                 let message = format!("what {} has as {CONTAINER_TAG} is an image, not a container", repository.name());
@@ -40,6 +44,23 @@ impl Theirs {
                     .hint("somebody else has written there; push under another name"))
             }
         }
+    }
+}
+
+impl Theirs {
+    /// Makes what is sent and what is there say the same of what both have, whoever has changed it.
+    pub(super) fn settle(&mut self, base: Option<&Facts>, load: &mut Load, relation: Relation) -> Result<()> {
+        let (Some(theirs), Some(ours)) = (&mut self.container.queue, &mut load.container.queue) else { return Ok(()) };
+        let before = ours.current;
+        settle(base, ours, theirs, relation)
+            .map_err(|conflict| other_current(&load.container.name, &conflict, &self.sent))?;
+        // Such as how to take back what came from there, which it has not yet.
+        ours.undo = None;
+        if ours.current != before {
+            load.container.image = self.container.image.clone();
+            load.container.image_name.clone_from(&self.container.image_name);
+        }
+        Ok(())
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! - [`remotes`]: places to send to. [`push`]: there; [`pull`]: back.
 //! - [`publish`]: images as any engine can pull them. [`sender`]: what is sent by itself.
+//! - `arrive`: what a pull makes of what is here.
 //! - `link`: an open repository with what is known of its packs; `contents`: contents on their way out.
 //! - [`keys`]: for whom what lies at some remotes is encrypted; `fetch`: out of packs, encrypted or not.
 //!
 //! What is on its way lies in `<root>/travel/`: whoever is cut off goes on there. It may be removed at any time.
 
+mod arrive;
 mod contents;
 mod draft;
 mod fetch;

@@ -16,9 +16,11 @@ use super::{Order, add};
 use crate::cli::args::ROOT_DEFAULT;
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
+use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, Digest, Seq};
 use perennial_core::sealed::pack::Index;
-use perennial_core::travel::history::{Mark, Relation, marks, relate};
+use perennial_core::travel::facts::Facts;
+use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
 use perennial_core::travel::remote::Tracking;
 use perennial_core::travel::send::Standing;
@@ -85,26 +87,32 @@ impl Engine {
     }
 
     fn push_locked(&self, id: &ContainerId, order: &Order, link: &Link, progress: &dyn Progress) -> Result<Pushed> {
-        let load = self.load(id, order.until)?;
+        let mut load = self.load(id, order.until)?;
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
         let mut found = find(link, &repository, CONTAINER_TAG)?;
         let tracking = self.tracking(id, &link.remote.name)?;
         let ours = our_marks(&load, &tracking, order);
-        let theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
+        let mut theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
         let past = theirs.as_ref().map(|theirs| marks(&theirs.past, theirs.container.queue.as_ref()));
-        match (relate(&ours, past.as_deref().unwrap_or_default()), &found) {
+        let relation = relate(&ours, past.as_deref().unwrap_or_default());
+        match (relation, &found) {
             (Relation::Ahead | Relation::Same, _) | (_, None) => {}
             (Relation::Behind, Some(found)) => {
                 // It may not be known here that what is here has arrived.
                 let theirs = past.unwrap_or_default();
                 let arrived: Vec<Mark> = ours.into_iter().filter(|mark| theirs.contains(mark)).collect();
-                self.remember(id, link, order, (&arrived, &found.tagged.digest))?;
+                self.remember_arrived(id, link, order, (&arrived, &found.tagged.digest))?;
                 return Ok(nothing(&repository, &load, theirs));
             }
             (relation @ (Relation::Diverged { .. } | Relation::Unrelated), Some(found)) => {
                 return Err(conflict(&repository, (order, &self.machine()), relation, &found.parcel.sent));
             }
+        }
+        let here = load.container.queue.clone().unwrap_or_default();
+        if let Some(theirs) = &mut theirs {
+            let base = tracking.facts.as_ref().filter(|_| order.other_name.is_none());
+            theirs.settle(base, &mut load, relation)?;
         }
         let sender = Sender { at: self.now(), machine: self.machine(), by: self.actor.clone() };
         let is_whole = order.is_whole;
@@ -118,11 +126,11 @@ impl Engine {
             && !standing.loses_base
             && !is_whole
         {
-            self.remember(id, link, order, (&ours, &found.tagged.digest))?;
+            self.remember(id, link, order, (&ours, &found.tagged.digest, &here))?;
             return Ok(nothing(&repository, &load, ours));
         }
         let (digest, new) = self.dispatch((&repository, &elsewhere, standing), &sending, &load, (draft, found))?;
-        self.remember(id, link, order, (&ours, &digest))?;
+        self.remember(id, link, order, (&ours, &digest, &here))?;
         add(&mut sending.traffic, repository.traffic());
         Ok(Pushed {
             repository: repository.name(),
@@ -185,18 +193,40 @@ impl Engine {
         Ok((digest, draft.new))
     }
 
-    /// Records what is there now; what was sent under another name is not asked for again.
-    fn remember(
+    /// Records what of ours is known to be there now, where theirs goes on after it.
+    fn remember_arrived(
         &self,
         id: &ContainerId,
         link: &Link,
         order: &Order,
-        (marks, manifest): (&[Mark], &Digest),
+        (arrived, manifest): (&[Mark], &Digest),
     ) -> Result<()> {
         if order.other_name.is_some() {
             return Ok(());
         }
         let mut tracking = self.tracking(id, &link.remote.name)?;
+        let from = arrived.len().saturating_sub(PAST_MAX);
+        tracking.marks = arrived.get(from..).unwrap_or_default().to_vec();
+        tracking.manifest = Some(manifest.clone());
+        tracking.done_at = Some(self.now());
+        self.track(id, &link.remote.name, &tracking)
+    }
+
+    /// Records what is there now; what was sent under another name is not asked for again. What others changed there of
+    /// what may change is not `here` yet, and a pull finds it changed.
+    fn remember(
+        &self,
+        id: &ContainerId,
+        link: &Link,
+        order: &Order,
+        (marks, manifest, here): (&[Mark], &Digest, &Queue),
+    ) -> Result<()> {
+        let mut tracking = self.tracking(id, &link.remote.name)?;
+        tracking.note_here(here);
+        if order.other_name.is_some() {
+            return self.track(id, &link.remote.name, &tracking);
+        }
+        tracking.facts = Some(Facts::of(here).or(tracking.facts, marks));
         let from = marks.len().saturating_sub(PAST_MAX);
         tracking.marks = marks.get(from..).unwrap_or_default().to_vec();
         tracking.manifest = Some(manifest.clone());
@@ -242,7 +272,7 @@ fn our_marks(load: &Load, tracking: &Tracking, order: &Order) -> Vec<Mark> {
             tracking.marks.iter().copied().filter(|mark| order.until.is_none_or(|until| mark.seq <= until)).collect()
         }
     };
-    marks(&past, load.container.queue.as_ref())
+    own_marks(&past, load.container.queue.as_ref())
 }
 
 fn nothing(repository: &Repository, load: &Load, there: Vec<Mark>) -> Pushed {
