@@ -49,4 +49,8 @@ pub struct Image {
     pub imported_at: Time,
     /// Where it came from, for people.
     pub source: String,
+    /// Whether its digests are only what somebody said who sent a container that lies on it: nobody has compared them
+    /// with what is in it. Nothing but such containers is made from it, and no other image shares its layers by digest.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub believed: bool,
 }

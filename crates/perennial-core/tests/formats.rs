@@ -257,6 +257,7 @@ fn an_image() -> Image {
         bytes: 123_456_789,
         imported_at: time("2026-11-22T17:00:00Z"),
         source: "oci:debian".into(),
+        believed: false,
     }
 }
 
@@ -271,6 +272,8 @@ fn an_image_layer() -> LayerRecord {
 #[test]
 fn the_frozen_image_means_what_it_meant() {
     check_frozen(Format::Image, &an_image());
+    let believed = Image { believed: true, ..an_image() };
+    assert_eq!(decode(Format::Image, &encode(Format::Image, &believed)), Ok(believed));
 }
 
 #[test]

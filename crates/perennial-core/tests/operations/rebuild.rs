@@ -103,6 +103,7 @@ fn image_copy(names: &[&str], second: u64) -> RecordCopy {
         bytes: 1,
         imported_at: at(second),
         source: "oci:box".into(),
+        believed: false,
     };
     let names = names.iter().map(|name| (*name).to_owned()).collect();
     RecordCopy::Image { image: Box::new(image), names, layers: Vec::new() }

@@ -88,6 +88,7 @@ fn image_json(image: &Image, names: &[String]) -> Value {
         "bytes": image.bytes,
         "imported_at": image.imported_at,
         "source": image.source,
+        "believed": image.believed,
         "config": image.config,
     })
 }

@@ -29,7 +29,7 @@ impl Engine {
         if let Some(remote) = &policy.push {
             self.remote(Some(remote))?;
         }
-        let image = self.resolve_image(image_name)?;
+        let image = self.resolve_image_to_use(image_name)?;
         let id = ContainerId::from_random(random()?);
         let mut container = Container::new(id, name.clone(), (image, image_name.to_owned()), self.now());
         container.spec = spec;

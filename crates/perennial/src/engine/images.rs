@@ -170,6 +170,7 @@ impl Engine {
             bytes,
             imported_at: self.now(),
             source: imported.source.clone(),
+            believed: false,
         })
     }
 
@@ -204,6 +205,22 @@ impl Engine {
                     .hint("give more digits"))
             }
         }
+    }
+
+    /// Returns the digest of the image that a name or a digest means, to make something new from it.
+    ///
+    /// # Errors
+    /// As [`Engine::resolve_image`], and where its digest is only what whoever sent a container said.
+    pub fn resolve_image_to_use(&self, text: &str) -> Result<Digest> {
+        let digest = self.resolve_image(text)?;
+        if self.image(&digest)?.value.believed {
+            let message =
+                format!("image {digest} came with a container, and nobody here has compared it with its digest");
+            return Err(Failure::new(Code::NotFound, message).hint(
+                "`perennial image pull` or `perennial image import` brings the image itself; the container that it came                  with runs, and `perennial fork` makes others of it",
+            ));
+        }
+        Ok(digest)
     }
 
     /// Removes an image's name, or by its digest the image with all its names. The image itself goes when it has no

@@ -169,7 +169,7 @@ impl Engine {
         outline: &Outline,
     ) -> Result<(Image, String)> {
         if let Some(name) = request.base {
-            return Ok((self.image(&self.resolve_image(name)?)?.value, name.to_owned()));
+            return Ok((self.image(&self.resolve_image_to_use(name)?)?.value, name.to_owned()));
         }
         if let Some(Receiver { doc, .. }) = receiver {
             let container = &doc.value;
@@ -181,7 +181,7 @@ impl Engine {
             };
             return Ok((self.image(digest)?.value, name));
         }
-        let images: Vec<Image> = self.images()?.into_iter().map(|doc| doc.value).collect();
+        let images: Vec<Image> = self.images()?.into_iter().map(|doc| doc.value).filter(|i| !i.believed).collect();
         let claimed = claimed(outline).and_then(|digest| images.iter().find(|image| image.digest == digest));
         let found = claimed.or_else(|| {
             let over = images.iter().filter(|image| begins_with(&outline.diff_ids, &oldest_first(image)));

@@ -96,7 +96,7 @@ impl Engine {
             let message = format!("container {name} is {} (run {})", doc.value.phase.name(), run.id);
             return Err(Failure::new(Code::Conflict, message).hint(format!("`perennial stop {name}` ends it")));
         }
-        let new = self.image(&self.resolve_image(image_name)?)?.value;
+        let new = self.image(&self.resolve_image_to_use(image_name)?)?.value;
         let origin = origin_of(&doc.value)?;
         let old = origin.as_ref().map_or(&doc.value.image, |generation| &generation.image).clone();
         if old == new.digest {

@@ -178,6 +178,10 @@ fn write_records(path: &Path, rebuilt: &Rebuilt) -> Result<()> {
     }
     for image in &rebuilt.images {
         transaction = transaction.put(keys::image(&image.digest), format::encode(Format::Image, image));
+        if image.believed {
+            // What its layers are said to be must not lead others to them.
+            continue;
+        }
         let mut chain = None;
         for (layer, diff_id) in image.layers.iter().zip(&image.diff_ids).rev() {
             let id = perennial_registry::digest::chain_id(chain.as_ref(), diff_id);

@@ -104,6 +104,37 @@ fn a_container_of_the_same_name_that_has_nothing_in_common_is_left_alone() -> Re
 }
 
 #[test]
+fn an_image_that_came_with_a_container_is_nobody_elses() -> Result<()> {
+    let registry = Registry::start()?;
+    let one = linked(&registry.address())?;
+    one.sh_ok("web", "echo one > /a")?;
+    one.ok(&["push", "web"])?;
+    let other = empty_linked(&registry.address())?;
+    other.ok(&["pull", "web"])?;
+    let digest = text(&other.inspect("web")?, "/image")?.to_owned();
+    let shown: Value = other.json(&["image", "inspect", &digest])?;
+    ensure!(shown["believed"] == true && shown["names"] == json!([]), "{shown}");
+    for args in [&["create", "mine", "--image", &digest][..], &["run", "mine", "--image", &digest, "--", "true"]] {
+        other.refused_with(args, 3, &[&digest, "image pull", "fork"])?;
+    }
+    other.ok(&["fork", "web@1", "twig"])?;
+    ensure!(other.sh_ok("twig", "cat /a")? == "one\n");
+    // Made again from what lies there, it still leads nobody to its layers.
+    let layers = shown["layers"].clone();
+    for name in ["records.db", "records.db-wal", "records.db-shm"] {
+        std::fs::remove_file(other.root().join(name)).ok();
+    }
+    other.ok(&["doctor", "--rebuild"])?;
+    other.refused_with(&["rebase", "web", "--image", &digest], 3, &[&digest])?;
+    ensure!(other.import(crate::stage::box_tar()?, "box")? == digest, "the same image, compared this time");
+    let shown: Value = other.json(&["image", "inspect", &digest])?;
+    ensure!(shown["believed"] == false && shown["layers"] != layers, "{shown}");
+    other.ok(&["create", "mine", "--image", &digest])?;
+    ensure!(other.sh_ok("web", "cat /a")? == "one\n");
+    Ok(())
+}
+
+#[test]
 fn settings_that_reach_into_the_host_are_not_taken_unasked() -> Result<()> {
     let registry = Registry::start()?;
     let one = linked(&registry.address())?;

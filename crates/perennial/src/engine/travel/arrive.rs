@@ -225,6 +225,7 @@ impl Engine {
             layers: adopted.stack(&image.layers),
             imported_at: self.now(),
             source: from.clone(),
+            believed: true,
             ..image.clone()
         };
         Ok((image, arrivals.collect()))
