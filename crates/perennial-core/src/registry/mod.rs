@@ -7,7 +7,7 @@
 //! - [`manifest`]: what a manifest refers to; [`precondition`]: when it may take a tag's place.
 //! - [`upload`]: what is kept of an upload that is not finished, and of a registry's directory.
 //! - [`page`]: a part of a long list.
-//! - [`access`]: who may do what; [`quota`]: how much a repository may hold.
+//! - [`access`]: who may do what; [`quota`]: how much a repository may hold; [`share`]: how much memory a stream.
 //! - [`collect`]: which blobs nothing needs any more.
 
 pub mod access;
@@ -21,4 +21,5 @@ pub mod query;
 pub mod quota;
 pub mod range;
 pub mod route;
+pub mod share;
 pub mod upload;

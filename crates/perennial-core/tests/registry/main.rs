@@ -5,3 +5,4 @@
 mod access;
 mod collect;
 mod requests;
+mod share;

@@ -2,6 +2,7 @@
 
 use super::auth::{Auth, Rights};
 use super::log::Level;
+use super::memory::Memory;
 use super::meta::{Meta, lock};
 use super::metrics::Metrics;
 use super::reply::{self, Reply};
@@ -44,6 +45,12 @@ pub(crate) struct App {
     pub(crate) auth: Auth,
     /// Blobs that are being sent.
     pub(crate) streams: AtomicUsize,
+    /// Processors of this machine.
+    pub(crate) processors: usize,
+    /// Memory for chunks of blobs that are sent.
+    pub(crate) sending: Arc<Memory>,
+    /// Memory for chunks of uploads.
+    pub(crate) receiving: Arc<Memory>,
     /// How many blobs may be summed at once.
     pub(crate) summing: tokio::sync::Semaphore,
     pub(crate) locks: [Mutex<()>; LOCKS],

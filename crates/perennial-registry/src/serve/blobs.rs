@@ -1,14 +1,14 @@
 //! Blobs: `GET`, `HEAD` and `DELETE` of `/v2/<name>/blobs/<digest>`.
 
 use super::app::{App, Call, blocking};
-use super::body::BlobBody;
+use super::body::{BlobBody, Piece};
 use super::hash::Sum;
 use super::meta::Holding;
 use super::reply::{self, Reply};
 use super::storage::BlobReader;
 use super::trouble::Trouble;
 use super::verdict::verdict;
-use http_body_util::Either;
+use http_body_util::{Either, Full};
 use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
 use hyper::{Method, Response, StatusCode};
 use perennial_core::registry::fault::{Code, Fault};
@@ -18,7 +18,7 @@ use perennial_core::registry::range::{Part, requested};
 use std::sync::Arc;
 
 /// Blobs up to this length are read and summed at once, and their bytes are sent when they are known to be sound.
-const SMALL_BYTES: u64 = 64 * 1024;
+pub(crate) const SMALL_BYTES: u64 = 64 * 1024;
 
 /// Answers `GET` and `HEAD`.
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
@@ -37,7 +37,10 @@ pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: B
     };
     let body = match reader {
         None => Either::Left(Default::default()),
-        Some(reader) if bytes <= SMALL_BYTES => Either::Left(small(app, &digest, reader, (first, count)).await?.into()),
+        Some(reader) if bytes <= SMALL_BYTES => {
+            let bytes = small(app, &digest, reader, (first, count)).await?;
+            Either::Left(Full::new(Piece::from(bytes)))
+        }
         Some(reader) => {
             let pending = verdict(app, &digest, reader.stamp());
             Either::Right(BlobBody::new(app, reader, first, count, pending))
@@ -89,7 +92,8 @@ async fn small(
     let (app, digest) = (Arc::clone(app), digest.clone());
     blocking(move || {
         let length = usize::try_from(reader.stamp().bytes).unwrap_or(usize::MAX);
-        let read = reader.read_at(0, length).map_err(Trouble::io(format!("cannot read blob {digest}")))?;
+        let mut read = vec![0; length];
+        reader.read_at(0, &mut read).map_err(Trouble::io(format!("cannot read blob {digest}")))?;
         let found = Sum::of(digest.algorithm(), &read);
         if found != digest {
             app.condemn(&digest, &found);

@@ -2,6 +2,7 @@
 
 use super::app::{App, Call, blob_path, blocking};
 use super::hash::Sum;
+use super::memory::Taken;
 use super::meta::Holding;
 use super::reply::{self, Reply};
 use super::staging::Session;
@@ -16,9 +17,6 @@ use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Repository, UploadId};
 use perennial_core::registry::range::{ChunkRange, chunk_bytes, upload_range};
 use std::sync::Arc;
-
-/// Bytes that are gathered before they are written, so that a thread is not woken for each packet.
-const BATCH_BYTES: usize = 512 * 1024;
 
 type Locked = tokio::sync::OwnedMutexGuard<Session>;
 
@@ -165,10 +163,12 @@ async fn receive(
         Ok(limit) => limit,
         Err(trouble) => return (session, Err(trouble)),
     };
+    let mut taken = Taken::none(&app.receiving);
     loop {
-        let (batch, end) = gather(app, body).await;
+        let (batch, end) = gather(app, body, &mut taken).await;
         let (back, stored) = store(session, algorithm, batch).await;
         session = back;
+        taken.hold(0);
         let came = session.bytes.saturating_sub(before);
         let outcome = match (stored, end) {
             (Err(trouble), _) => Err(trouble),
@@ -226,10 +226,11 @@ enum Gathered {
     Broken(String),
 }
 
-/// Gathers what comes, until it is worth a write.
-async fn gather(app: &App, body: &mut Incoming) -> (Vec<Bytes>, Gathered) {
+/// Gathers what comes, until it is worth a write: a thread is not to be woken for each packet.
+async fn gather(app: &App, body: &mut Incoming, taken: &mut Taken) -> (Vec<Bytes>, Gathered) {
     let (mut batch, mut bytes) = (Vec::new(), 0_usize);
-    while bytes < BATCH_BYTES {
+    let enough = app.receiving.share();
+    while bytes < enough {
         let frame = match tokio::time::timeout(app.options.patience, body.frame()).await {
             Err(_) => return (batch, Gathered::Broken("nothing came for too long".into())),
             Ok(None) => return (batch, Gathered::End),
@@ -238,6 +239,7 @@ async fn gather(app: &App, body: &mut Incoming) -> (Vec<Bytes>, Gathered) {
         };
         if let Ok(data) = frame.into_data() {
             bytes = bytes.saturating_add(data.len());
+            taken.hold(bytes);
             batch.push(data);
         }
     }
