@@ -38,7 +38,7 @@ pub(super) fn check(tree: &Tree, root: &Path) -> Vec<Problem> {
         let may_name_hosts = MAY_NAME_HOSTS.iter().any(|allowed| path.starts_with(allowed));
         for (index, line) in text.lines().enumerate() {
             for host in HOSTS.iter().filter(|host| !may_name_hosts && line.contains(**host)) {
-                if (path.as_ref(), *host) == PACKAGE_WITH_A_HOSTS_NAME {
+                if (path, *host) == PACKAGE_WITH_A_HOSTS_NAME {
                     continue;
                 }
                 problems.push(Problem::of_line(path, index, format!("the registry host {host} is named")));
