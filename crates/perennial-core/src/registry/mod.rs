@@ -7,7 +7,7 @@
 //! - [`manifest`]: what a manifest refers to; [`precondition`]: when it may take a tag's place.
 //! - [`upload`]: what is kept of an upload that is not finished, and of a registry's directory.
 //! - [`page`]: a part of a long list.
-//! - [`access`]: who may do what; [`quota`]: how much a repository may hold.
+//! - [`access`]: who may do what; [`quota`]: how much a repository may hold; [`share`]: how much memory a stream.
 //! - [`staged`]: what uploads that are not finished take; [`bounds`]: what one client may take of what all share.
 //! - [`collect`]: which blobs nothing needs any more.
 
@@ -23,5 +23,6 @@ pub mod query;
 pub mod quota;
 pub mod range;
 pub mod route;
+pub mod share;
 pub mod staged;
 pub mod upload;

@@ -6,4 +6,5 @@ mod access;
 mod bounds;
 mod collect;
 mod requests;
+mod share;
 mod staged;

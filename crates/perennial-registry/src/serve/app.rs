@@ -2,6 +2,7 @@
 
 use super::auth::{Auth, Rights};
 use super::log::Level;
+use super::memory::Memory;
 use super::meta::Meta;
 use super::metrics::Metrics;
 use super::reply::{self, Reply};
@@ -58,6 +59,12 @@ pub(crate) struct App {
     pub(crate) strays: AtomicUsize,
     /// Held by the thread that scrubs.
     pub(crate) scrubbing: Arc<Mutex<()>>,
+    /// Processors of this machine.
+    pub(crate) processors: usize,
+    /// Memory for chunks of blobs that are sent.
+    pub(crate) sending: Arc<Memory>,
+    /// Memory for chunks of uploads.
+    pub(crate) receiving: Arc<Memory>,
     /// How many blobs may be summed at once.
     pub(crate) summing: Semaphore,
     /// How many threads may read blobs at once.

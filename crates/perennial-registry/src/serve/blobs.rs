@@ -1,7 +1,7 @@
 //! Blobs: `GET`, `HEAD` and `DELETE` of `/v2/<name>/blobs/<digest>`.
 
 use super::app::{App, Call, blocking, reading};
-use super::body::BlobBody;
+use super::body::{BlobBody, Piece};
 use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::Holding;
@@ -9,7 +9,7 @@ use super::reply::{self, Reply};
 use super::storage::BlobReader;
 use super::trouble::Trouble;
 use super::verdict::verdict;
-use http_body_util::Either;
+use http_body_util::{Either, Full};
 use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
 use hyper::{Method, Response, StatusCode};
 use perennial_core::registry::fault::{Code, Fault};
@@ -19,7 +19,7 @@ use perennial_core::registry::range::{Part, requested};
 use std::sync::Arc;
 
 /// Blobs up to this length are read and summed at once, and their bytes are sent when they are known to be sound.
-const SMALL_BYTES: u64 = 64 * 1024;
+pub(crate) const SMALL_BYTES: u64 = 64 * 1024;
 
 /// Answers `GET` and `HEAD`.
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
@@ -40,7 +40,10 @@ pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: B
     };
     let body = match reader {
         None => Either::Left(Default::default()),
-        Some(reader) if bytes <= SMALL_BYTES => Either::Left(small(app, &digest, reader, (first, count)).await?.into()),
+        Some(reader) if bytes <= SMALL_BYTES => {
+            let bytes = small(app, &digest, reader, (first, count)).await?;
+            Either::Left(Full::new(Piece::from(bytes)))
+        }
         Some(reader) => {
             let pending = verdict(app, &digest, reader.stamp());
             Either::Right(BlobBody::new(app, reader, first, count, pending))
@@ -102,16 +105,17 @@ async fn small(
     let (worker, digest) = (Arc::clone(app), digest.clone());
     reading(app, move || {
         let length = usize::try_from(reader.stamp().bytes).unwrap_or(usize::MAX);
-        let read = reader.read_at(0, length);
+        let mut read = vec![0; length];
+        let outcome = reader.read_at(0, &mut read);
         let damaged = |found: &str| {
             worker.condemn(&digest, reader.stamp(), found);
             Trouble::from(Fault::new(Code::BlobUnknown, format!("blob {digest} is damaged")))
         };
-        let read = match read {
-            Ok(read) => read,
+        match outcome {
+            Ok(()) => {}
             Err(error) if is_of_disk(&error) => return Err(damaged("an error of the disk")),
             Err(error) => return Err(Trouble::io(format!("cannot read blob {digest}"))(error)),
-        };
+        }
         let found = Sum::of(digest.algorithm(), &read);
         if found != digest {
             return Err(damaged(found.as_str()));

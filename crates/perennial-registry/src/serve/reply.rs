@@ -1,6 +1,6 @@
 //! Answers: what every handler returns, and what the specification says goes into them.
 
-use super::body::BlobBody;
+use super::body::{BlobBody, Piece};
 use super::trouble::Trouble;
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -9,7 +9,7 @@ use hyper::{Response, StatusCode};
 use perennial_core::registry::fault::Fault;
 
 /// The body of an answer.
-pub(crate) type ReplyBody = Either<Full<Bytes>, BlobBody>;
+pub(crate) type ReplyBody = Either<Full<Piece>, BlobBody>;
 /// An answer.
 pub(crate) type Reply = Response<ReplyBody>;
 
@@ -23,7 +23,7 @@ pub(crate) fn empty(status: StatusCode) -> Reply {
 
 /// Returns an answer with this body.
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Either::Left(Full::new(body.into())));
+    let mut reply = Response::new(Either::Left(Full::new(Piece::from(body.into()))));
     *reply.status_mut() = status;
     reply
 }

@@ -20,6 +20,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use tokio::sync::OwnedMutexGuard;
 
 /// Bytes read at once when stored bytes are summed again.
 const REREAD_BYTES: usize = 256 * 1024;
@@ -99,14 +100,14 @@ impl Staging {
         lock(&self.staged).set(&session.id, bytes);
     }
 
-    /// Begins an upload.
+    /// Begins an upload, locked for who begins it: otherwise one that is a moment old could be ended as forgotten.
     pub(crate) fn begin(
         &self,
         id: UploadId,
         repository: &Repository,
         algorithm: Algorithm,
         now: Time,
-    ) -> Result<Lockable, Trouble> {
+    ) -> Result<OwnedMutexGuard<Session>, Trouble> {
         let record = UploadRecord {
             repository: repository.to_string(),
             algorithm: algorithm.as_str().to_owned(),
@@ -114,23 +115,27 @@ impl Staging {
         };
         let path = self.directory.join(id.as_str());
         lock(&self.staged).begin(&id, repository.as_str())?;
-        if let Err(error) = self.create(&id, &path, &record) {
-            lock(&self.staged).end(&id);
-            return Err(Trouble::io(format!("cannot begin upload {id}"))(error));
-        }
         let session = Session {
             id: id.clone(),
-            repository: record.repository,
+            repository: record.repository.clone(),
             bytes: 0,
-            path,
+            path: path.clone(),
             algorithm,
             sum: Some(Sum::new(algorithm)),
             is_over: false,
             standing: Arc::default(),
         };
         let shared = Shared::new(session);
-        lock(&self.sessions).insert(id, shared.clone());
-        Ok(shared.session)
+        let failed = || format!("cannot begin upload {id}");
+        let busy = |_| Trouble::io(failed())(std::io::ErrorKind::WouldBlock.into());
+        let session = shared.session.clone().try_lock_owned().map_err(busy)?;
+        lock(&self.sessions).insert(id.clone(), shared);
+        if let Err(error) = self.create(&id, &path, &record) {
+            lock(&self.sessions).remove(&id);
+            lock(&self.staged).end(&id);
+            return Err(Trouble::io(failed())(error));
+        }
+        Ok(session)
     }
 
     fn create(&self, id: &UploadId, path: &Path, record: &UploadRecord) -> std::io::Result<()> {

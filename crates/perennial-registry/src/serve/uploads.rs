@@ -1,7 +1,9 @@
 //! Uploads: `/v2/<name>/blobs/uploads/` and what follows it.
 
 use super::app::{App, Call, Publishing, blob_path, blocking};
+use super::blobs::SMALL_BYTES;
 use super::hash::Sum;
+use super::memory::Taken;
 use super::meta::Holding;
 use super::net::{nanos_of, pace_of};
 use super::reply::{self, Reply};
@@ -18,9 +20,6 @@ use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Repository, UploadId};
 use perennial_core::registry::range::{ChunkRange, chunk_bytes, upload_range};
 use std::sync::Arc;
-
-/// Bytes that are gathered before they are written, so that a thread is not woken for each packet.
-const BATCH_BYTES: usize = 512 * 1024;
 
 type Locked = tokio::sync::OwnedMutexGuard<Session>;
 
@@ -48,7 +47,6 @@ pub(crate) async fn begin(
     let id = UploadId::from_random(random);
     let (worker, of) = (Arc::clone(app), name.clone());
     let session = blocking(move || worker.staging.begin(id, &of, algorithm, worker.now())).await?;
-    let session = session.lock_owned().await;
     let Some(digest) = digest else { return Ok(accepted(&name, &session.id, session.bytes)) };
     let length = call.length()?;
     let (session, received) = receive(app, session, Some(&digest), length, body).await;
@@ -174,8 +172,9 @@ async fn receive(
         return (session, Err(fault.into()));
     }
     let mut pace = pace_of(app.options.patience);
+    let mut taken = Taken::none(&app.receiving);
     loop {
-        let (batch, end) = gather(app, body, &mut pace).await;
+        let (batch, end) = gather(app, body, (&mut pace, &mut taken)).await;
         let bytes = batch.iter().fold(session.bytes, |sum, part| sum.saturating_add(length_of(part)));
         // What was announced has its room.
         let (back, stored) = match if expected.is_none() { hold(&session, bytes) } else { Ok(()) } {
@@ -183,6 +182,7 @@ async fn receive(
             Err(fault) => (session, Err(fault.into())),
         };
         session = back;
+        taken.hold(0);
         let came = session.bytes.saturating_sub(before);
         let outcome = match (stored, end) {
             (Err(trouble), _) => Err(trouble),
@@ -234,10 +234,11 @@ enum Gathered {
     Broken(String),
 }
 
-/// Gathers what comes, until it is worth a write.
-async fn gather(app: &App, body: &mut Incoming, pace: &mut Pace) -> (Vec<Bytes>, Gathered) {
+/// Gathers what comes, until it is worth a write: a thread is not to be woken for each packet.
+async fn gather(app: &App, body: &mut Incoming, (pace, taken): (&mut Pace, &mut Taken)) -> (Vec<Bytes>, Gathered) {
     let (mut batch, mut bytes) = (Vec::new(), 0_usize);
-    while bytes < BATCH_BYTES {
+    let enough = app.receiving.share();
+    while bytes < enough {
         let began = tokio::time::Instant::now();
         let frame = match tokio::time::timeout(app.options.patience, body.frame()).await {
             Err(_) => return (batch, Gathered::Broken("nothing came for too long".into())),
@@ -252,6 +253,7 @@ async fn gather(app: &App, body: &mut Incoming, pace: &mut Pace) -> (Vec<Bytes>,
         }
         if !data.is_empty() {
             bytes = bytes.saturating_add(data.len());
+            taken.hold(bytes);
             batch.push(data);
         }
     }
@@ -333,10 +335,16 @@ fn publish(app: &App, session: &mut Session, of: &Holding, right: Publishing) ->
 
 fn is_known_sound(app: &App, digest: &BlobDigest, bytes: u64) -> bool {
     // One that cannot be opened is not.
-    let present = app.storage.open(digest).ok().flatten();
-    present.is_some_and(|present| {
-        present.stamp().bytes == bytes && app.verdicts.is_trusted(digest, present.stamp(), app.now())
-    })
+    let Some(mut present) = app.storage.open(digest).ok().flatten() else { return false };
+    if present.stamp().bytes != bytes {
+        return false;
+    }
+    if bytes > SMALL_BYTES {
+        return app.verdicts.is_trusted(digest, present.stamp(), app.now());
+    }
+    // A small one is summed whenever it matters.
+    let mut read = vec![0; usize::try_from(bytes).unwrap_or_default()];
+    present.read_at(0, &mut read).is_ok() && Sum::of(digest.algorithm(), &read) == *digest
 }
 
 /// Returns the answer that an upload goes on.

@@ -5,6 +5,7 @@
 //! that a damaged blob is never served whole.
 
 use super::app::{App, reading};
+use super::blobs::SMALL_BYTES;
 use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::lock;
@@ -20,8 +21,9 @@ use tokio::sync::watch;
 /// How long a copy that was sound is trusted: a sum costs more than sending the bytes does. The scrub and the times of
 /// the file show what changes in between.
 pub(crate) const TRUST_NANOS: u64 = 3600 * 1_000_000_000;
-/// Most copies that are remembered as sound; all are forgotten when there are more, which costs a sum each.
-const REMEMBERED_MAX: usize = 200_000;
+/// Most copies that are remembered as sound, a few hundred bytes each; all are forgotten when there are more, which costs
+/// a sum each.
+const REMEMBERED_MAX: usize = 20_000;
 /// Bytes read at once.
 const READ_BYTES: usize = 256 * 1024;
 
@@ -68,8 +70,11 @@ pub(crate) struct Verdicts {
 }
 
 impl Verdicts {
-    /// Remembers a copy that has just been summed.
+    /// Remembers a copy that has just been summed; a small one is summed each time it is read.
     pub(crate) fn trust(&self, digest: &BlobDigest, stamp: Stamp, now: Time) {
+        if stamp.bytes <= SMALL_BYTES {
+            return;
+        }
         let mut sound = lock(&self.sound);
         if sound.len() >= REMEMBERED_MAX {
             sound.clear();
@@ -186,9 +191,12 @@ fn sum_of(
     let bytes = reader.stamp().bytes;
     let mut sum = Sum::new(digest.algorithm());
     let mut offset = 0_u64;
+    let mut buffer = vec![0; READ_BYTES];
     while offset < bytes {
         let count = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(READ_BYTES).min(READ_BYTES);
-        sum.update(&reader.read_at(offset, count)?);
+        let part = buffer.get_mut(..count).unwrap_or_default();
+        reader.read_at(offset, part)?;
+        sum.update(part);
         offset = offset.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
         pause(count)?;
     }

@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Small blobs in a sample
     #[arg(long, default_value_t = 20_000)]
     small: usize,
+    /// Measures this program instead of building the release binary
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
 }
 
 struct Server {
@@ -277,10 +280,16 @@ fn small(server: &Server, first: usize, count: usize) -> anyhow::Result<()> {
 
 /// Runs the benchmark and prints a table.
 pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
-    command::run("cargo", &["build", "--release", "--locked", "-p", "perennial"])?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let program = match &options.program {
+        Some(program) => program.canonicalize().with_context(|| format!("cannot find {}", program.display()))?,
+        None => {
+            command::run("cargo", &["build", "--release", "--locked", "-p", "perennial"])?;
+            target.join("release/perennial")
+        }
+    };
     let scratch = Scratch::create(&target.join("bench"), 24 << 30, Kind::Ext4 { inodes: 2_000_000 })?;
-    let ours = Server::start("perennial", &scratch.path(), &target.join("release/perennial"))?;
+    let ours = Server::start("perennial", &scratch.path(), &program)?;
     let theirs = Server::start("docker-registry", &scratch.path(), Path::new("docker-registry"))?;
     let mut bench = Bench { options, samples: Vec::new(), number: 0 };
     for round in 0..options.rounds {

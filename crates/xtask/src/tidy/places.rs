@@ -26,6 +26,9 @@ const HOSTS: &[&str] = &[
 /// what an image's name means without a host is part of the formats that the crate for images reads, and its tests spell out.
 const MAY_NAME_HOSTS: &[&str] = &["Cargo.lock", "crates/perennial-registry/"];
 
+/// A host, and the one file that may name it: it is the name of Debian's package of dockerd too.
+const PACKAGE_WITH_A_HOSTS_NAME: (&str, &str) = ("setup", concat!("docker", ".io"));
+
 /// Returns every line that names a host of [`HOSTS`] or the directory the repository lies in.
 pub(super) fn check(tree: &Tree, root: &Path) -> Vec<Problem> {
     // A checkout directly under `/` has too short a path to tell it from any other text.
@@ -35,6 +38,9 @@ pub(super) fn check(tree: &Tree, root: &Path) -> Vec<Problem> {
         let may_name_hosts = MAY_NAME_HOSTS.iter().any(|allowed| path.starts_with(allowed));
         for (index, line) in text.lines().enumerate() {
             for host in HOSTS.iter().filter(|host| !may_name_hosts && line.contains(**host)) {
+                if (path, *host) == PACKAGE_WITH_A_HOSTS_NAME {
+                    continue;
+                }
                 problems.push(Problem::of_line(path, index, format!("the registry host {host} is named")));
             }
             if checkout.is_some_and(|checkout| line.contains(checkout)) {
@@ -54,7 +60,8 @@ mod tests {
         let host = HOSTS.first().unwrap();
         let pull = format!("pull {host}/library/debian\n");
         let line = format!("{pull}cd /srv/checkout/perennial\n");
-        let tree = Tree::of(&[("README.md", &line), ("Cargo.lock", &pull)]);
+        let package = format!("packages=\"podman {host}\"\n");
+        let tree = Tree::of(&[("README.md", &line), ("Cargo.lock", &pull), ("setup", &package)]);
         let problems: Vec<String> = check(&tree, Path::new("/srv/checkout")).iter().map(ToString::to_string).collect();
         assert_eq!(
             problems,

@@ -26,8 +26,10 @@ const SCHEMA_VERSION: i64 = 2;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most changes in one transaction: what waits while a commit is synced.
 const BATCH_MAX: usize = 256;
-/// Most readers that are kept open.
-const READERS_MAX: usize = 16;
+/// Most readers that are kept open: each keeps pages of the record.
+const READERS_MAX: usize = 8;
+/// Memory for these pages, in KiB; the kernel keeps them too.
+const CACHE_KIB: u32 = 512;
 
 const SCHEMA: &str = "
 CREATE TABLE repository (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL DEFAULT 0);
@@ -221,7 +223,8 @@ fn connect(path: &Path) -> Result<Connection, Trouble> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
+    let pragmas = format!("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -{CACHE_KIB};");
+    connection.execute_batch(&pragmas)?;
     Ok(connection)
 }
 

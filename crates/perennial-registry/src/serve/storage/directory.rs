@@ -3,8 +3,9 @@
 use super::{BlobReader, BlobStore, Stamp};
 use perennial_core::registry::name::{Algorithm, BlobDigest};
 use perennial_core::time::Time;
+use rustix::io::{ReadWriteFlags, preadv2};
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -118,10 +119,14 @@ impl BlobReader for FileReader {
         &self.stamp
     }
 
-    fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; bytes];
-        self.file.read_exact_at(&mut buffer, offset)?;
-        Ok(buffer)
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn read_at_hand(&mut self, offset: u64, buffer: &mut [u8]) -> Option<usize> {
+        // Where a file system cannot tell, nothing is at hand.
+        let read = preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+        read.ok().filter(|count| *count > 0)
     }
 }
 

@@ -309,20 +309,19 @@ impl BlobReader for ObjectReader {
         &self.stamp
     }
 
-    fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let length = u64::try_from(bytes).map_err(io::Error::other)?;
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let length = u64::try_from(buffer.len()).map_err(io::Error::other)?;
         if offset.checked_add(length).is_none_or(|end| end > self.stamp.bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let runtime = self.runtime.clone();
-        runtime.block_on(self.read(offset, bytes))
+        runtime.block_on(self.read(offset, buffer))
     }
 }
 
 impl ObjectReader {
-    async fn read(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let mut all = Vec::with_capacity(bytes);
-        if bytes > 0 && (self.stream.is_none() || self.at != offset) {
+    async fn read(&mut self, offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        if !buffer.is_empty() && (self.stream.is_none() || self.at != offset) {
             let options = GetOptions {
                 range: Some(GetRange::Offset(offset)),
                 if_match: self.e_tag.clone(),
@@ -331,7 +330,7 @@ impl ObjectReader {
             self.stream = Some(self.store.get_opts(&self.key, options).await?.into_stream());
             (self.at, self.left_over) = (offset, Bytes::new());
         }
-        while all.len() < bytes {
+        while !buffer.is_empty() {
             if self.left_over.is_empty() {
                 let next = match &mut self.stream {
                     Some(stream) => stream.next().await,
@@ -339,11 +338,13 @@ impl ObjectReader {
                 };
                 self.left_over = next.ok_or(io::ErrorKind::UnexpectedEof)??;
             }
-            let part = self.left_over.split_to(self.left_over.len().min(bytes.saturating_sub(all.len())));
-            all.extend_from_slice(&part);
+            let part = self.left_over.split_to(self.left_over.len().min(buffer.len()));
+            let (filled, rest) = buffer.split_at_mut(part.len());
+            filled.copy_from_slice(&part);
+            buffer = rest;
+            self.at = self.at.saturating_add(u64::try_from(part.len()).unwrap_or(0));
         }
-        self.at = self.at.saturating_add(u64::try_from(all.len()).unwrap_or(0));
-        Ok(all)
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
-//! The registry with clients that other people wrote: skopeo, podman, buildah, containerd and, where it runs, dockerd.
+//! The registry with clients that other people wrote: skopeo, podman, buildah, containerd and dockerd.
 
 #![expect(clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
+
+mod dockerd;
 
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::host::{run, wait_until};
