@@ -44,6 +44,8 @@ pub enum Format {
     Registry,
     /// An upload to a registry that is not finished.
     RegistryUpload,
+    /// A blob that is on its way from a registry to its object store in parts.
+    RegistryParts,
     /// Everything about a container or an image in a registry but the contents.
     Parcel,
     /// A place in a registry to send containers to.
@@ -54,7 +56,7 @@ pub enum Format {
 
 impl Format {
     /// All of them, for the test that counts pages and frozen files.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Root,
         Self::Container,
         Self::Image,
@@ -65,6 +67,7 @@ impl Format {
         Self::RecordCopy,
         Self::Registry,
         Self::RegistryUpload,
+        Self::RegistryParts,
         Self::Parcel,
         Self::Remote,
         Self::Tracking,
@@ -84,6 +87,7 @@ impl Format {
             Self::RecordCopy => "perennial-record-copy",
             Self::Registry => "perennial-registry",
             Self::RegistryUpload => "perennial-registry-upload",
+            Self::RegistryParts => "perennial-registry-parts",
             Self::Parcel => "perennial-parcel",
             Self::Remote => "perennial-remote",
             Self::Tracking => "perennial-tracking",
@@ -104,6 +108,7 @@ impl Format {
             | Self::View
             | Self::Registry
             | Self::RegistryUpload
+            | Self::RegistryParts
             | Self::Tracking => &[],
         }
     }
@@ -122,6 +127,7 @@ impl Format {
             | Self::RecordCopy
             | Self::Registry
             | Self::RegistryUpload
+            | Self::RegistryParts
             | Self::Parcel
             | Self::Remote
             | Self::Tracking => 1,

@@ -9,7 +9,7 @@ use perennial_core::id::{ContainerId, Digest, LayerId, RunId, Seq};
 use perennial_core::image::{Image, ImageConfig};
 use perennial_core::layers::{Form, LayerKind, LayerRecord, ManifestRef};
 use perennial_core::rebuild::RecordCopy;
-use perennial_core::registry::upload::{StorageRecord, UploadRecord};
+use perennial_core::registry::upload::{PartsRecord, StorageRecord, UploadRecord};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::spec::{ContainerSpec, HealthCheck, Limits, Network, Volume};
 use perennial_core::time::Time;
@@ -374,6 +374,19 @@ fn the_frozen_parcel_means_what_it_meant() {
 }
 
 #[test]
+fn indexes_that_would_fill_the_memory_are_refused() {
+    let mut many = parcel();
+    let (first, bytes) = (many.packs[0].clone(), 16 << 20);
+    let pack =
+        |number: u32| PackAt { id: ObjectId::of(&number.to_le_bytes()), bytes, index_offset: 0, ..first.clone() };
+    many.packs = (0..64).map(pack).collect();
+    assert_eq!(many.check(), Ok(()));
+    many.packs.push(pack(64));
+    let said = many.check().expect_err("they are too long").to_string();
+    assert!(said.contains("bytes in the indexes of all packs"), "{said}");
+}
+
+#[test]
 fn a_parcel_that_contradicts_itself_is_refused() {
     let whole: Value = serde_json::from_slice(&parcel().encode()).expect("encode writes JSON");
     let refused = |pointer: &str, value: Value| {
@@ -390,6 +403,7 @@ fn a_parcel_that_contradicts_itself_is_refused() {
         ("/layers/1/id", json!("0000000000000001"), "two layers have one id"),
         ("/packs/0/bytes", json!(unlimited), "bytes in a pack"),
         ("/packs/0/index_offset", json!(1000), "the index of a pack is not in the pack"),
+        ("/packs/0/bytes", json!(17 << 20), "bytes in the index of a pack"),
         ("/images", json!([]), "the images are not those of the container"),
         ("/container/phase", serde_json::to_value(exiting()).expect("JSON"), "does not run"),
         ("/container/policy/keep", json!(0), "no queue can follow the policy"),
@@ -541,9 +555,10 @@ fn refusal(bytes: &[u8]) -> DecodeError {
 #[test]
 fn the_frozen_records_of_a_registry_mean_what_they_meant() {
     let at = time("2026-11-29T00:00:00Z");
-    check_frozen(Format::Registry, &StorageRecord { created_at: at, blobs: "directory".into() });
+    check_frozen(Format::Registry, &StorageRecord { created_at: at, blobs: "directory".into(), id: None });
     let upload = UploadRecord { repository: "garden/web".into(), algorithm: "sha256".into(), started_at: at };
     check_frozen(Format::RegistryUpload, &upload);
+    check_frozen(Format::RegistryParts, &PartsRecord { upload: "2~garden".into() });
 }
 
 #[test]

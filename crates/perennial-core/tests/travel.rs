@@ -15,9 +15,9 @@ use perennial_core::travel::history::{Mark, Relation, marks, relate};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::{component, hidden, of_container, of_hidden_image, of_image, parse_address};
 use perennial_core::travel::remote::{Tracking, pause_s};
-use perennial_core::travel::send::{Sending, plan};
+use perennial_core::travel::send::{Sending, Standing, plan};
 use perennial_core::travel::settings::Withheld;
-use perennial_core::travel::{PACKS_MAX, PackAt};
+use perennial_core::travel::{PACKS_MAX, PackAt, TEXT_BYTES_MAX, clean};
 use std::collections::BTreeMap;
 
 fn image(byte: u8) -> Digest {
@@ -189,10 +189,28 @@ fn packs_are_written_anew_when_half_of_them_is_dead_weight() {
         (60 << 20, 0, Sending::GoOn),
         (u64::MAX, u64::MAX, Sending::GoOn),
     ] {
-        assert_eq!(plan(&[pack(1, content)], needed), expected, "{content} {needed}");
+        assert_eq!(plan(&[pack(1, content)], needed, Standing::default()), expected, "{content} {needed}");
     }
-    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX / 2], gigabyte), Sending::Afresh);
-    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX / 2 - 1], gigabyte), Sending::GoOn);
+    let many = vec![pack(1, 1); PACKS_MAX / 2];
+    assert_eq!(plan(&many, gigabyte, Standing::default()), Sending::Afresh);
+    assert_eq!(plan(&many[1..], gigabyte, Standing::default()), Sending::GoOn);
+}
+
+#[test]
+fn packs_stay_where_they_have_what_nobody_here_can_write_and_are_doubted_where_they_lose_what_they_rely_on() {
+    let gigabyte = 1 << 30;
+    for (loses_base, has_theirs, is_whole, heavy, light) in [
+        (false, false, false, Sending::Afresh, Sending::GoOn),
+        (true, false, false, Sending::Afresh, Sending::Doubt),
+        (false, true, false, Sending::GoOn, Sending::GoOn),
+        (true, true, false, Sending::Doubt, Sending::Doubt),
+        (false, false, true, Sending::Afresh, Sending::Afresh),
+        (true, true, true, Sending::Afresh, Sending::Afresh),
+    ] {
+        let standing = Standing { loses_base, has_theirs, is_whole };
+        let planned = [3 * gigabyte, gigabyte].map(|content| plan(&[pack(1, content)], gigabyte, standing));
+        assert_eq!(planned, [heavy, light], "{standing:?}");
+    }
 }
 
 #[test]
@@ -206,6 +224,45 @@ fn tries_that_fail_become_rarer_and_never_end() {
     assert!(tracking.is_due(at(99)), "a clock that was ahead must not put it off");
     assert!(Tracking { failures: 0, ..tracking }.is_due(at(100)), "the last try did not fail");
     assert!(Tracking::default().is_due(at(0)));
+}
+
+#[test]
+fn what_is_lacking_is_what_is_kept_and_what_was_let_go_before_it_was_sent() {
+    let all = queue(&[(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a")]);
+    let kept = |seqs: &[u64]| {
+        let mut queue = all.clone();
+        queue.generations.retain(|generation| seqs.contains(&generation.seq.0));
+        queue
+    };
+    for (sent, here, lacking, gone) in [
+        (&[][..], &[1, 2, 3, 4, 5][..], &[1, 2, 3, 4, 5][..], 0),
+        (&[1, 2], &[2, 3, 4, 5], &[3, 4, 5], 0),
+        (&[1, 2], &[4, 5], &[4, 5], 1),
+        (&[], &[4, 5], &[4, 5], 3),
+        // What was there once may go, and what is older than that does not count.
+        (&[1, 2, 3, 4, 5], &[4, 5], &[], 0),
+        (&[5], &[4, 5], &[4], 0),
+    ] {
+        let tracking = Tracking { marks: marks(&[], Some(&kept(sent))), ..Tracking::default() };
+        let found = tracking.lacks(&kept(here));
+        let seqs: Vec<u64> = found.generations.iter().map(|generation| generation.seq.0).collect();
+        assert_eq!((seqs.as_slice(), found.gone), (lacking, gone), "{sent:?} {here:?}");
+    }
+    let mut damaged = all.clone();
+    damaged.generations[4].health = Health::Damaged;
+    let tracking = Tracking { marks: marks(&[], Some(&kept(&[1, 2, 3, 4]))), ..Tracking::default() };
+    assert_eq!(tracking.lacks(&damaged).generations, [], "what is damaged cannot be sent");
+}
+
+#[test]
+fn a_text_that_is_clean_can_be_shown() {
+    for (text, expected) in
+        [("ann(0)", "ann(0)"), ("ann\tb", "ann?b"), ("\u{1b}[2J\u{9b}1m", "?[2J?1m"), ("äöü", "äöü")]
+    {
+        assert_eq!(clean(text), expected);
+    }
+    assert_eq!(clean(&"ä".repeat(TEXT_BYTES_MAX)).len(), TEXT_BYTES_MAX);
+    assert_eq!(clean(&"€".repeat(TEXT_BYTES_MAX)).len(), TEXT_BYTES_MAX - 1);
 }
 
 fn sealed(number: u64, content: &[u8], kind: LayerKind) -> LayerRecord {
@@ -276,7 +333,7 @@ fn what_reaches_into_the_host_is_named_and_taken_away() {
     assert_eq!(spec, expected);
     assert!(Withheld::take(&mut spec).is_empty());
     let steering = Withheld { runtime: Some("/\u{1b}[2J".into()), ..Withheld::default() };
-    assert_eq!(steering.in_words(), ["runtime /\u{fffd}[2J"]);
+    assert_eq!(steering.in_words(), ["runtime /?[2J"]);
     let mut sent = spec.clone();
     withheld.clone().restore(&mut sent);
     assert_eq!(sent, before, "whoever trusts it gets all of it");

@@ -19,8 +19,10 @@ use crate::credentials::{self, Credentials};
 use crate::pull::{CONNECT_TIMEOUT, READ_TIMEOUT, blob, is_loopback};
 use error::is_passing;
 use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
+use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -206,13 +208,35 @@ impl Repository {
             Access::Push => RegistryOperation::Push,
         };
         let token = self.login.auth(&self.reference, &self.auth, operation).await;
-        let token = token.map_err(|error| RepositoryError::from_login(error, &self.name()))?;
+        let token = match token {
+            Err(OciDistributionError::AuthenticationFailure(_)) if let Some(status) = self.login_trouble().await => {
+                return Err(RepositoryError::refused(&self.name(), status, b"whoever gives out logins is in trouble"));
+            }
+            token => token.map_err(|error| RepositoryError::from_login(error, &self.name()))?,
+        };
         self.authorization.replace(match (token, &self.auth) {
             (Some(token), _) => Some(Authorization::Bearer(token)),
             (None, RegistryAuth::Basic(user, password)) => Some(Authorization::Basic(user.clone(), password.clone())),
             (None, RegistryAuth::Anonymous | RegistryAuth::Bearer(_)) => None,
         });
         Ok(())
+    }
+
+    /// Asks whoever gives out tokens once more, without a login, as the client does not tell whether it refuses or is in
+    /// trouble; returns its status in the second case.
+    async fn login_trouble(&self) -> Option<StatusCode> {
+        let greeting = self.http.get(self.base.clone()).send().await.ok()?;
+        let challenge = greeting.headers().get(WWW_AUTHENTICATE)?.to_str().ok()?;
+        let of = |name: &str| challenge.split_once(&format!("{name}=\""))?.1.split('"').next();
+        let mut url = Url::parse(of("realm")?).ok()?;
+        let actions = if self.access == Access::Push { "pull,push" } else { "pull" };
+        let scope = format!("repository:{}:{actions}", self.reference.repository());
+        url.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(service) = of("service") {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        let status = self.http.get(url).send().await.ok()?.status();
+        (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS).then_some(status)
     }
 
     /// Returns the address of something in the repository.

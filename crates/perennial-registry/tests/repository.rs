@@ -36,6 +36,10 @@ struct State {
     uploads_at: Option<u16>,
     /// Requests need `u:p`.
     wants_login: bool,
+    /// Requests need a token; whoever gives them out answers so.
+    token: Option<(u16, &'static str)>,
+    /// Every request for a manifest is answered with this.
+    says: Option<String>,
 }
 
 #[derive(Clone)]
@@ -107,6 +111,13 @@ fn serve(mut stream: TcpStream, stub: &Stub) -> std::io::Result<()> {
             answer(&mut stream, "401 No", "WWW-Authenticate: Basic realm=\"x\"\r\n", b"")?;
             continue;
         }
+        if let Some((port, status)) = state.token {
+            let challenge =
+                format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"s\"\r\n");
+            let status = if path.starts_with("/token") { status } else { "401 No" };
+            answer(&mut stream, status, &challenge, b"{}")?;
+            continue;
+        }
         let asked = Asked { method, path, headers: &headers, body };
         if !respond(&mut stream, &mut state, asked)? {
             return Ok(());
@@ -131,6 +142,10 @@ fn respond(stream: &mut TcpStream, state: &mut State, asked: Asked<'_>) -> std::
         (_, "/v2/") => {
             let flag = if state.compares { "Perennial-Conditional-Tags: 1\r\n" } else { "" };
             answer(stream, "200 OK", flag, b"")?;
+        }
+        ("GET", path) if path.contains("/manifests/") && state.says.is_some() => {
+            let said = state.says.clone().unwrap_or_default();
+            answer(stream, "400 No", "", said.as_bytes())?;
         }
         ("GET", path) if path.contains("/manifests/") => match state.tags.get(&name) {
             Some(bytes) => answer(stream, "200 OK", &format!("ETag: \"{}\"\r\n", of_bytes(bytes)), bytes)?,
@@ -309,4 +324,28 @@ fn a_registry_that_is_not_there_is_given_up_after_some_tries() {
     let opened = gone.open(Access::Pull, Credentials::Anonymous);
     assert!(matches!(&opened, Err(error @ RepositoryError::Unreachable { .. }) if error.is_passing()), "{opened:?}");
     assert!(started.elapsed().as_secs() < 10);
+}
+
+#[test]
+fn whoever_gives_out_tokens_and_is_in_trouble_is_told_from_one_that_refuses() {
+    let stub = Stub::start(State::default());
+    for (status, is_trouble) in
+        [("503 Later", true), ("500 Oh", true), ("429 Slowly", true), ("401 No", false), ("403 No", false)]
+    {
+        stub.state.lock().unwrap().token = Some((stub.port, status));
+        let opened = stub.open(Access::Push, Credentials::Anonymous);
+        let is_refused = matches!(opened, Err(RepositoryError::Unauthorized { .. }));
+        let is_passing = matches!(&opened, Err(error) if error.is_passing());
+        assert_eq!((is_refused, is_passing), (!is_trouble, is_trouble), "{status}: {opened:?}");
+    }
+}
+
+#[test]
+fn what_a_registry_says_steers_no_terminal() {
+    let stub = Stub::start(State::default());
+    let repository = stub.opened();
+    let said = format!("{{\"errors\": [{{\"code\": \"A\\u001b[2J\", \"message\": \"{}\"}}]}}", "x\\u0007".repeat(500));
+    stub.state.lock().unwrap().says = Some(said);
+    let error = repository.manifest("tag").unwrap_err().to_string();
+    assert!(error.contains("A?[2J x?x?") && !error.contains(char::is_control) && error.len() < 300, "{error:?}");
 }

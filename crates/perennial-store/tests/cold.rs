@@ -3,8 +3,9 @@
 
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{HEAD_BYTES, Part, Recipe, Section, TRAILER_BYTES};
-use perennial_store::cold::{Archived, Cold, ColdError, HotObjects, Packer, Refusal, Request};
+use perennial_store::cold::{Archived, Cold, ColdError, HotObjects, Known, Outgoing, Packer, Refusal, Request};
 use perennial_store::root::{Root, Secret, Wait};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
@@ -381,4 +382,41 @@ fn a_damaged_pack_of_which_something_is_needed_stays() {
     let repacked = stage.packer().repack(&stage.root, &mut |id| needed.contains(id), &mut || true).unwrap();
     assert_eq!((&repacked.damaged[..], &repacked.removed[..]), (&[pack][..], &[][..]));
     assert!(stage.pack_path(&pack).exists());
+}
+
+/// Packs one file into a directory for packs on their way, and returns their names.
+fn packed(directory: &Path, content: &[u8], salt: Option<&[u8]>) -> Vec<PathBuf> {
+    let file = directory.with_extension("content");
+    fs::File::create(&file).unwrap().write_all_at(content, 0).unwrap();
+    let mut outgoing = Outgoing::open(directory, Known::default()).unwrap();
+    if let Some(salt) = salt {
+        outgoing = outgoing.salted(salt.to_vec());
+    }
+    outgoing.object(ObjectId::of(content), &File::open(file).unwrap()).unwrap();
+    outgoing.finish().unwrap().into_iter().map(|pack| pack.path).collect()
+}
+
+#[test]
+fn packs_that_an_attempt_has_left_serve_only_where_all_of_them_are_whole() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path().join("out");
+    let first = packed(&directory, b"first", None);
+    let both = packed(&directory, b"second", None);
+    assert!(both.len() == 2 && both.contains(&first[0]), "{both:?}");
+    // The second may leave out what is in the first.
+    fs::File::create(&first[0]).unwrap().write_all_at(b"damaged", 0).unwrap();
+    let third = packed(&directory, b"third", None);
+    assert!(third.len() == 1 && !both.contains(&third[0]), "{third:?}");
+}
+
+#[test]
+fn packs_with_other_salt_have_other_names() {
+    let scratch = tempfile::tempdir().unwrap();
+    let names: BTreeSet<_> = [None, Some(&b"one"[..]), Some(b"two")]
+        .into_iter()
+        .enumerate()
+        .map(|(number, salt)| packed(&scratch.path().join(number.to_string()), b"content", salt))
+        .map(|packs| packs[0].file_name().unwrap().to_owned())
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
 }

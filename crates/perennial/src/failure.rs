@@ -116,7 +116,7 @@ impl Failure {
 
     /// Returns the message and its causes on one line.
     pub fn one_line(&self) -> String {
-        format!("{:#}", self.error)
+        perennial_core::travel::clean(&format!("{:#}", self.error).replace('\n', " "))
     }
 }
 

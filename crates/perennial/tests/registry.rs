@@ -26,8 +26,12 @@ struct Registry {
 
 impl Registry {
     fn start(storage: &Path, options: &[&str]) -> Result<Self> {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_perennial")), storage, options)
+    }
+
+    fn start_by(mut program: Command, storage: &Path, options: &[&str]) -> Result<Self> {
         let log = fs::File::create(storage.with_extension("log"))?;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_perennial"))
+        let mut child = program
             .args(["--json", "registry", "--listen", "127.0.0.1:0", "--storage"])
             .arg(storage)
             .args(options)
@@ -149,6 +153,93 @@ fn what_was_pushed_is_there_after_a_restart() -> Result<()> {
     ensure!(registry.get("/metrics")?.contains("perennial_registry_requests_total{method=\"GET\",status=\"200\"}"));
     ensure!(registry.get("/healthz")?.contains("\"read_only\":true"));
     registry.stop()
+}
+
+#[test]
+fn a_registry_that_is_told_to_end_while_it_scrubs_ends_well() -> Result<()> {
+    let place = Place::new()?;
+    let (image, storage) = (place.image()?, place.path("storage"));
+    // A second for each KiB: it is still at the first blob when the end comes.
+    let registry = Registry::start(&storage, &["--scrub", "--scrub-every", "1s", "--scrub-rate", "1k"])?;
+    let there = format!("docker://{}/garden/web:v1", registry.address);
+    ok("skopeo", &["copy", "--dest-tls-verify=false", &image, &there])?;
+    let scrubs = || Ok(!registry.get("/metrics")?.contains("perennial_registry_scrubbed_bytes_total 0\n"));
+    wait_until("the scrub", SOON, scrubs)?;
+    registry.stop()?;
+    let log = fs::read_to_string(storage.with_extension("log"))?;
+    ensure!(!log.contains("panicked") && log.contains("\"ended\""), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_registry_that_could_not_take_a_connection_takes_it_when_it_can() -> Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let place = Place::new()?;
+    let storage = place.path("storage");
+    let registry = Registry::start(&storage, &[])?;
+    let pid = Pid::from_child(&registry.child);
+    let none = Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(Some(pid), Resource::Nofile, none)?;
+    let mut stream = TcpStream::connect(&registry.address)?;
+    stream.set_read_timeout(Some(SOON))?;
+    write!(stream, "GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let has_failed =
+        || fs::read_to_string(storage.with_extension("log")).is_ok_and(|log| log.contains("accept_failed"));
+    wait_until("the refusal", SOON, || Ok(has_failed()))?;
+    prlimit(Some(pid), Resource::Nofile, before)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    registry.stop()
+}
+
+#[test]
+fn a_registry_takes_no_more_connections_than_it_can_open_files_for() -> Result<()> {
+    let place = Place::new()?;
+    let storage = place.path("storage");
+    let mut program = Command::new("prlimit");
+    program.args(["--nofile=300:700", env!("CARGO_BIN_EXE_perennial")]);
+    let registry = Registry::start_by(program, &storage, &[])?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", registry.child.id()))?;
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).context("a limit")?;
+    ensure!(files.split_whitespace().filter(|word| *word == "700").count() == 2, "{files}");
+    let log = fs::read_to_string(storage.with_extension("log"))?;
+    let said: Value = serde_json::from_str(log.lines().next().context("a line")?)?;
+    ensure!((&said["event"], &said["connections"]) == (&"connections_fewer".into(), &222.into()), "{log}");
+    registry.stop()
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused_before_anything_is_made() -> Result<()> {
+    let place = tempfile::TempDir::new()?;
+    let storage = place.path().join("storage");
+    let file = |name: &str, content: &str| -> Result<String> {
+        let path = place.path().join(name);
+        fs::File::create(&path)?.write_all(content.as_bytes())?;
+        Ok(path.display().to_string())
+    };
+    let passwords = file("passwords", "ann:$2y$05$abc")?;
+    let rule = |user: &str, repositories: &str| {
+        format!(r#"{{"rules": [{{"user": "{user}", "repositories": "{repositories}", "actions": ["pull"]}}]}}"#)
+    };
+    let (unknown, pattern) = (file("unknown", &rule("eve", "*"))?, file("pattern", &rule("ann", "garden*"))?);
+    let with_policy = |policy| ["--auth", "token", "--htpasswd", &passwords, "--policy", policy];
+    for (options, said) in [
+        (&with_policy(&unknown)[..], "unknown: a rule is for eve, who has no password"),
+        (&with_policy(&pattern), "pattern: \"garden*\" can be no repositories"),
+        (&["--gc-grace", "0s"], "--gc-grace is at least 1m"),
+        (&["--gc-grace", "59s"], "--gc-grace is at least 1m"),
+        (&["--connections", "0"], "--connections are at least 1"),
+        (&["--auth", "basic"], "--auth needs the passwords"),
+    ] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_perennial"));
+        let program = program.args(["registry", "--listen", "127.0.0.1:0", "--storage"]).arg(&storage).args(options);
+        let done = program.output()?;
+        let text = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.code() == Some(2) && text.contains(said), "{options:?}: {} {text}", done.status);
+        ensure!(!storage.exists(), "{options:?}: the directory was made");
+    }
+    Ok(())
 }
 
 /// A server that speaks S3.

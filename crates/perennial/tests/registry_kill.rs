@@ -360,6 +360,10 @@ fn a_collection_that_is_killed_loses_nothing_that_is_needed() -> Result<()> {
         ensure!(put.context("an answer")?.status == 201);
         ledger.tag = vec![Some(content)];
         registry.end()?;
+        // As after an hour, so that the grace is over.
+        let record = rusqlite::Connection::open(storage.join("registry.db"))?;
+        let aged = record.execute("UPDATE link SET touched_at = touched_at - 3600000000000", [])?;
+        ensure!(aged > 0, "nothing was pushed");
         Ok(ledger)
     };
     let act = |registry: &Registry, _: &mut Ledger| {
@@ -370,7 +374,7 @@ fn a_collection_that_is_killed_loses_nothing_that_is_needed() -> Result<()> {
         })
         .unwrap();
     };
-    let options = ["--gc-every", "1s", "--gc-grace", "0s"];
+    let options = ["--gc-every", "1s", "--gc-grace", "1m"];
     kill_everywhere(
         &Scenario { prepare: &prepare, options: &options, calls: CALLS_OF_COLLECTION, every: 5, act: &act },
         &contents,

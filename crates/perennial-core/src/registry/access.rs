@@ -96,11 +96,56 @@ impl Policy {
         rules.flat_map(|rule| rule.actions.iter().copied()).collect()
     }
 
+    /// Refuses a rule that grants nothing to anybody, as whoever wrote it meant something else.
+    ///
+    /// # Errors
+    /// [`PolicyError`].
+    pub fn check(&self, passwords: &Passwords) -> Result<(), PolicyError> {
+        for rule in &self.rules {
+            let is_user = ["*", "anonymous"].contains(&rule.user.as_str()) || passwords.sum_of(&rule.user).is_some();
+            if !is_user {
+                return Err(PolicyError::User { user: rule.user.clone() });
+            }
+            let pattern = rule.repositories.replace("$user", "user");
+            let name = pattern.strip_suffix("/*").unwrap_or(&pattern);
+            if pattern != "*" && Repository::parse(name).is_err() {
+                return Err(PolicyError::Repositories { repositories: rule.repositories.clone() });
+            }
+            if rule.actions.is_empty() {
+                return Err(PolicyError::Actions { user: rule.user.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// Returns whether anything is granted to somebody who has not logged in.
     #[must_use]
     pub fn has_anonymous(&self) -> bool {
         self.rules.iter().any(|rule| rule.is_for(None))
     }
+}
+
+/// Why a policy cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A rule is for a user who has no password.
+    #[error("a rule is for {user}, who has no password; `*` is everybody who has one, `anonymous` everybody")]
+    User {
+        /// Whose.
+        user: String,
+    },
+    /// A rule's repositories are none.
+    #[error("{repositories:?} can be no repositories: give a name, `name/*` for all below it, or `*` for all")]
+    Repositories {
+        /// What it says.
+        repositories: String,
+    },
+    /// A rule grants no action.
+    #[error("a rule for {user} grants no action")]
+    Actions {
+        /// Whose.
+        user: String,
+    },
 }
 
 impl Rule {
@@ -174,14 +219,32 @@ pub fn allows(access: &[Access], action: Action, repository: &Repository) -> boo
         .any(|item| item.kind == "repository" && item.name == repository.as_str() && item.actions.contains(&action))
 }
 
+/// What is wrong with the token that a client has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenFault {
+    /// It is over, another's, or no token: the client asks for a new one.
+    Invalid,
+    /// It does not let its bearer do this.
+    Insufficient,
+}
+
 /// Returns the challenge that sends a client to where tokens are made.
 #[must_use]
-pub fn bearer_challenge(realm: &str, service: &str, need: Option<(Action, &Repository)>, has_token: bool) -> String {
+pub fn bearer_challenge(
+    realm: &str,
+    service: &str,
+    need: Option<(Action, &Repository)>,
+    fault: Option<TokenFault>,
+) -> String {
     let scope = need.map_or_else(String::new, |(action, repository)| {
         let actions = if action == Action::Push { "pull,push" } else { action.as_str() };
         format!(",scope=\"repository:{repository}:{actions}\"")
     });
-    let error = if has_token { ",error=\"insufficient_scope\"" } else { "" };
+    let error = match fault {
+        None => "",
+        Some(TokenFault::Invalid) => ",error=\"invalid_token\"",
+        Some(TokenFault::Insufficient) => ",error=\"insufficient_scope\"",
+    };
     format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}{error}")
 }
 
@@ -225,6 +288,14 @@ impl Passwords {
             all.push((name.to_string(), sum.to_string()));
         }
         Ok(Self(all))
+    }
+
+    /// Returns the sum that is checked for a name that nobody has, chosen by a number that is the name's own: as some names
+    /// of the file are quicker to check than others, so are these.
+    #[must_use]
+    pub fn decoy(&self, number: u64) -> Option<&str> {
+        let count = u64::try_from(self.0.len()).ok().filter(|count| *count > 0)?;
+        self.0.get(usize::try_from(number % count).ok()?).map(|(_, sum)| sum.as_str())
     }
 
     /// Returns the sum of a user's password.

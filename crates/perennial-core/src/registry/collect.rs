@@ -68,6 +68,16 @@ pub fn is_still_free(marked: &Marked, touched_at: Option<Time>, is_needed: bool)
     touched_at == Some(marked.touched_at) && !is_needed
 }
 
+/// So many files that the record does not know are nothing to wonder about: pushes that were cut off left them.
+const STRAYS_FEW: usize = 3;
+
+/// Decides whether `strays` of `files` files that the record does not know are so many that the record must be another
+/// one, or one of before: pushes that were cut off leave few.
+#[must_use]
+pub fn are_too_many_strays(strays: usize, files: usize) -> bool {
+    strays > STRAYS_FEW && strays > files / 2
+}
+
 /// A manifest as collection sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestFacts {

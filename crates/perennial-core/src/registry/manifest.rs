@@ -26,6 +26,9 @@ pub const DOCKER_IMAGE: &str = "application/vnd.docker.distribution.manifest.v2+
 /// Media type of an index as docker writes it.
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// What the media types of docker's first manifests begin with.
+const DOCKER_FIRST: &str = "application/vnd.docker.distribution.manifest.v1+";
+
 /// How a manifest refers to something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Link {
@@ -66,6 +69,7 @@ struct Document {
     layers: Option<Vec<Descriptor>>,
     blobs: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
+    fs_layers: Option<Value>,
     subject: Option<Descriptor>,
     annotations: Option<BTreeMap<String, String>>,
 }
@@ -117,6 +121,11 @@ fn check_shape(document: &Document, media_type: &str) -> Result<(), Fault> {
     let invalid = |why: &str| Err(Fault::new(Code::ManifestInvalid, format!("the {media_type} {why}")));
     let is_image = [IMAGE, DOCKER_IMAGE].contains(&media_type);
     let is_index = [INDEX, DOCKER_INDEX].contains(&media_type);
+    // Docker's first schema names its blobs in a place of its own, which would be collected.
+    let is_first = document.schema_version == Some(json!(1)) || document.fs_layers.is_some();
+    if is_first || media_type.starts_with(DOCKER_FIRST) {
+        return invalid("is of docker's schema 1, which is not kept");
+    }
     if (is_image || is_index) && document.schema_version != Some(json!(2)) {
         return invalid("has another schemaVersion than 2");
     }
@@ -190,6 +199,24 @@ impl Referrer {
             fields.extend(annotations.map(|annotations| (String::from("annotations"), annotations)));
         }
         descriptor
+    }
+}
+
+/// How much of a list of referrers has to be read for one answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReferrersRead {
+    bytes: usize,
+}
+
+impl ReferrersRead {
+    /// Counts one that was read; returns whether more might fit. What is certainly more than fits is read too, so that the
+    /// answer says that it is not all.
+    pub fn goes_on_after(&mut self, referrer: &Referrer) -> bool {
+        let texts = [Some(&referrer.media_type), Some(&referrer.digest), referrer.artifact_type.as_ref()];
+        let annotations = referrer.annotations.as_ref().map_or(0, String::len);
+        let least = texts.into_iter().flatten().fold(annotations, |sum, text| sum.saturating_add(text.len()));
+        self.bytes = self.bytes.saturating_add(least);
+        self.bytes <= REFERRERS_BYTES_MAX
     }
 }
 

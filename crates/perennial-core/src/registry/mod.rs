@@ -8,9 +8,11 @@
 //! - [`upload`]: what is kept of an upload that is not finished, and of a registry's directory.
 //! - [`page`]: a part of a long list.
 //! - [`access`]: who may do what; [`quota`]: how much a repository may hold.
+//! - [`staged`]: what uploads that are not finished take; [`bounds`]: what one client may take of what all share.
 //! - [`collect`]: which blobs nothing needs any more.
 
 pub mod access;
+pub mod bounds;
 pub mod collect;
 pub mod fault;
 pub mod manifest;
@@ -21,4 +23,5 @@ pub mod query;
 pub mod quota;
 pub mod range;
 pub mod route;
+pub mod staged;
 pub mod upload;

@@ -8,23 +8,18 @@ use alloc::format;
 pub struct Quota(pub Option<u64>);
 
 impl Quota {
-    /// Decides whether a repository that holds `held` bytes may take `more`.
+    /// Decides whether a repository that holds `held` bytes may take `more`. What takes nothing is let through even where
+    /// the quota was lowered below what is held.
     ///
     /// # Errors
     /// `DENIED`.
     pub fn check(self, held: u64, more: u64) -> Result<(), Fault> {
         match self.0 {
-            Some(max) if held.saturating_add(more) > max => {
+            Some(max) if more > 0 && held.saturating_add(more) > max => {
                 let message = format!("the repository holds {held} of {max} bytes; {more} more are too many");
                 Err(Fault::new(Code::Denied, message))
             }
             Some(_) | None => Ok(()),
         }
-    }
-
-    /// Returns how many bytes an upload into a repository that holds `held` bytes may have.
-    #[must_use]
-    pub fn left(self, held: u64) -> u64 {
-        self.0.map_or(u64::MAX, |max| max.saturating_sub(held))
     }
 }

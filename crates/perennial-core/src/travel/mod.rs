@@ -41,6 +41,10 @@ use serde::{Deserialize, Serialize};
 pub const PACKS_MAX: usize = 8192;
 /// Longest pack, in bytes: one is ended at 32 MiB and a frame, and its index has at most 12 MB.
 pub const PACK_BYTES_MAX: u64 = 128 << 20;
+/// Longest index of a pack with its trailer, in bytes.
+pub const INDEX_BYTES_MAX: u64 = 16 << 20;
+/// Longest all indexes of a parcel together, in bytes: they are all looked at at once. Enough for 200 GiB of contents.
+pub const INDEXES_BYTES_MAX: u64 = 1 << 30;
 /// Longest manifest of a layer, in bytes: ten million entries.
 pub const TREE_BYTES_MAX: u64 = 2 << 30;
 /// Layers one parcel names: every generation of the longest queue with layers of its own, several times over.
@@ -196,7 +200,11 @@ impl Parcel {
         Ok(parcel)
     }
 
-    fn check(&self) -> Result<(), ParcelError> {
+    /// Checks everything that can be checked without what it names.
+    ///
+    /// # Errors
+    /// [`ParcelError`].
+    pub fn check(&self) -> Result<(), ParcelError> {
         at_most("layers", self.layers.len(), LAYERS_MAX)?;
         at_most("packs", self.packs.len(), PACKS_MAX)?;
         let mut kinds = BTreeMap::new();
@@ -253,12 +261,23 @@ const HALF: &str = "only a part of it is encrypted";
 
 fn check_packs(packs: &[PackAt], secrecy: Secrecy) -> Result<(), ParcelError> {
     let mut ids = BTreeSet::new();
+    let mut indexes_bytes = 0_u64;
     for pack in packs {
         if pack.bytes > PACK_BYTES_MAX {
             return Err(ParcelError::TooMany { what: "bytes in a pack", found: pack.bytes, max: PACK_BYTES_MAX });
         }
         if pack.index_offset >= pack.bytes {
             return Err(ParcelError::Contradiction("the index of a pack is not in the pack"));
+        }
+        let index_bytes = pack.bytes.saturating_sub(pack.index_offset);
+        indexes_bytes = indexes_bytes.saturating_add(index_bytes);
+        for (what, found, max) in [
+            ("bytes in the index of a pack", index_bytes, INDEX_BYTES_MAX),
+            ("bytes in the indexes of all packs", indexes_bytes, INDEXES_BYTES_MAX),
+        ] {
+            if found > max {
+                return Err(ParcelError::TooMany { what, found, max });
+            }
         }
         if pack.cipher.is_some() != (secrecy == Secrecy::Encrypted) {
             return Err(ParcelError::Contradiction(HALF));
@@ -315,6 +334,14 @@ fn check_container(
         Some(current) if queue.get(current).is_none() => wrong("the current generation is not in it"),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Returns a text as it can be shown: without control characters, and not too long.
+#[must_use]
+pub fn clean(text: &str) -> String {
+    let mut clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    clean.truncate(clean.floor_char_boundary(TEXT_BYTES_MAX));
+    clean
 }
 
 /// Refuses a text that would steer the terminal it is shown on.

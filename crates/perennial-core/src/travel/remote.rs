@@ -5,7 +5,7 @@ use super::cipher::Recipient;
 use super::facts::Facts;
 use super::history::{Mark, marks};
 use crate::format::{self, Format};
-use crate::generations::Queue;
+use crate::generations::{Generation, Health, Queue};
 use crate::id::Digest;
 use crate::time::Time;
 use alloc::string::String;
@@ -88,7 +88,29 @@ pub fn pause_s(failures: u32) -> u32 {
 /// Generations that are remembered as having been here: those of two of the longest queues.
 const HAD_MAX: usize = 2 * GENERATIONS_MAX;
 
+/// What of a container is not at a remote.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Lacking {
+    /// Generations that can still be sent, oldest first.
+    pub generations: Vec<Generation>,
+    /// How many were let go since something was there last, and were never there.
+    pub gone: u64,
+}
+
 impl Tracking {
+    /// Returns what of a queue is not there. What is damaged is left out: it cannot be sent.
+    #[must_use]
+    pub fn lacks(&self, queue: &Queue) -> Lacking {
+        let is_lacking = |generation: &&Generation| {
+            generation.health != Health::Damaged && !self.marks.contains(&Mark::of(generation))
+        };
+        let generations: Vec<Generation> = queue.generations.iter().filter(is_lacking).cloned().collect();
+        let last = self.marks.last().map_or(0, |mark| mark.seq.0);
+        let made = queue.next_seq.0.saturating_sub(last).saturating_sub(1);
+        let kept = queue.generations.iter().filter(|generation| generation.seq.0 > last).count();
+        Lacking { generations, gone: made.saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX)) }
+    }
+
     /// Remembers what is here now.
     pub fn note_here(&mut self, queue: &Queue) {
         let had = marks(&self.had, Some(queue));

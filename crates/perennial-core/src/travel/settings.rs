@@ -2,6 +2,7 @@
 //! the registry could otherwise have a program run here as root. They are kept, though, and go along when the container is
 //! sent on.
 
+use super::clean;
 use crate::spec::{ContainerSpec, Volume};
 use alloc::format;
 use alloc::string::String;
@@ -55,6 +56,6 @@ impl Withheld {
         let capabilities = self.cap_add.iter().map(|capability| format!("capability {capability}"));
         let runtime = self.runtime.iter().map(|runtime| format!("runtime {runtime}"));
         let words = volumes.chain(capabilities).chain(runtime);
-        words.map(|word| word.replace(char::is_control, "\u{fffd}")).collect()
+        words.map(|word| clean(&word)).collect()
     }
 }

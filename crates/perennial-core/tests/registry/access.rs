@@ -1,7 +1,8 @@
 //! Who may do what.
 
 use perennial_core::registry::access::{
-    Access, Action, Passwords, PasswordsError, Policy, allows, bearer_challenge, grant, needed,
+    Access, Action, Passwords, PasswordsError, Policy, PolicyError, Rule, TokenFault, allows, bearer_challenge, grant,
+    needed,
 };
 use perennial_core::registry::name::Repository;
 use perennial_core::registry::route::Route;
@@ -45,6 +46,32 @@ fn what_no_rule_grants_is_refused() {
     assert_eq!(Policy::default().granted(None, &name("a")), BTreeSet::new());
     assert_eq!(Policy::default().granted(Some("x"), &name("a")).len(), 3);
     assert!(serde_json::from_str::<Policy>(r#"{"rules": [], "rule": 1}"#).is_err());
+}
+
+#[test]
+fn a_rule_that_can_grant_nothing_is_refused() {
+    let passwords = Passwords::parse("root:$2y$05$abc").unwrap();
+    assert_eq!(policy().check(&passwords), Ok(()));
+    assert_eq!(Policy::default().check(&Passwords::default()), Ok(()));
+    let rule = |user: &str, repositories: &str, actions: &[Action]| {
+        let (user, repositories) = (user.into(), repositories.into());
+        Policy { rules: vec![Rule { user, repositories, actions: actions.iter().copied().collect() }] }
+            .check(&passwords)
+    };
+    let pull = &[Action::Pull];
+    for (user, repositories) in
+        [("root", "*"), ("*", "a/b"), ("anonymous", "a/b/*"), ("*", "$user"), ("*", "a-$user/*")]
+    {
+        assert_eq!(rule(user, repositories, pull), Ok(()), "{user} {repositories}");
+    }
+    for repositories in ["garden*", "*/a", "a/*/b", "", "/*", "/a", "a/", "a/**", "Garden", "**"] {
+        let refused = Err(PolicyError::Repositories { repositories: repositories.into() });
+        assert_eq!(rule("*", repositories, pull), refused);
+    }
+    for user in ["ann", "", "Root", "root*"] {
+        assert_eq!(rule(user, "*", pull), Err(PolicyError::User { user: user.into() }));
+    }
+    assert_eq!(rule("*", "*", &[]), Err(PolicyError::Actions { user: "*".into() }));
 }
 
 #[test]
@@ -96,9 +123,12 @@ fn every_request_needs_its_action() {
 #[test]
 fn a_challenge_names_where_tokens_are_and_what_is_needed() {
     let repository = name("a/b");
-    assert_eq!(bearer_challenge("http://h/token", "h", None, false), "Bearer realm=\"http://h/token\",service=\"h\"");
+    let plain = "Bearer realm=\"http://h/token\",service=\"h\"";
+    assert_eq!(bearer_challenge("http://h/token", "h", None, None), plain);
+    let invalid = bearer_challenge("http://h/token", "h", None, Some(TokenFault::Invalid));
+    assert_eq!(invalid, format!("{plain},error=\"invalid_token\""));
     assert_eq!(
-        bearer_challenge("http://h/token", "h", Some((Action::Push, &repository)), true),
+        bearer_challenge("http://h/token", "h", Some((Action::Push, &repository)), Some(TokenFault::Insufficient)),
         "Bearer realm=\"http://h/token\",service=\"h\",scope=\"repository:a/b:pull,push\",error=\"insufficient_scope\""
     );
 }
@@ -108,6 +138,9 @@ fn passwords_are_kept_by_bcrypt_only() {
     let file = "# users\n\nann:$2y$05$abc\nbob:$2b$05$def\n";
     let passwords = Passwords::parse(file).unwrap();
     assert_eq!((passwords.sum_of("bob"), passwords.sum_of("eve")), (Some("$2b$05$def"), None));
+    let decoys = [0, 1, 2, u64::MAX].map(|number| passwords.decoy(number));
+    assert_eq!(decoys, ["$2y$05$abc", "$2b$05$def", "$2y$05$abc", "$2b$05$def"].map(Some));
+    assert_eq!(Passwords::default().decoy(0), None);
     assert_eq!(Passwords::parse("ann:plain"), Err(PasswordsError::NotBcrypt { name: "ann".into() }));
     assert_eq!(Passwords::parse("ok:$2y$05$a\nann"), Err(PasswordsError::Line { line: 2 }));
     assert_eq!(Passwords::parse(":$2y$05$a"), Err(PasswordsError::Line { line: 1 }));

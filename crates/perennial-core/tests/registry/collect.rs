@@ -1,7 +1,9 @@
 //! Collection beside pushes, mounts and deletions: a model of the record and of the files, in which every step of every
 //! request may fall between any two steps of the others, and everything may end at any moment.
 
-use perennial_core::registry::collect::{Grace, LinkKey, ManifestFacts, Marked, is_still_free, mark, untagged};
+use perennial_core::registry::collect::{
+    Grace, LinkKey, ManifestFacts, Marked, are_too_many_strays, is_still_free, mark, untagged,
+};
 use perennial_core::registry::name::{Algorithm, BlobDigest};
 use perennial_core::time::Time;
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,6 +220,15 @@ fn everything_that_nothing_needs_is_collected_at_last() {
     let mut last = Actor::Collect { links, free: None, deleting: None };
     while world.collect(&mut last) {}
     assert_eq!((world.links.len(), world.blobs.len(), world.files.len()), (0, 0, 0));
+}
+
+#[test]
+fn most_files_are_unknown_only_to_a_wrong_record() {
+    let table =
+        [(0, 0, false), (1, 1, false), (3, 3, false), (4, 4, true), (4, 8, false), (5, 8, true), (99, 1000, false)];
+    for (strays, files, expected) in table {
+        assert_eq!(are_too_many_strays(strays, files), expected, "{strays} of {files}");
+    }
 }
 
 #[test]

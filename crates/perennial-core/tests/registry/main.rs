@@ -3,5 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
 
 mod access;
+mod bounds;
 mod collect;
 mod requests;
+mod staged;

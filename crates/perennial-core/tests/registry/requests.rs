@@ -1,7 +1,9 @@
 //! Names, paths, ranges, preconditions and manifests.
 
 use perennial_core::registry::fault::{Code, Fault};
-use perennial_core::registry::manifest::{IMAGE, INDEX, Link, REFERRERS_BYTES_MAX, Referrer, read, referrers_page};
+use perennial_core::registry::manifest::{
+    IMAGE, INDEX, Link, REFERRERS_BYTES_MAX, Referrer, ReferrersRead, read, referrers_page,
+};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Reference, Repository, Tag, UploadId};
 use perennial_core::registry::page::{Page, TAGS_MAX};
 use perennial_core::registry::precondition::Precondition;
@@ -257,8 +259,9 @@ fn a_page_of_tags_is_bounded_and_linked() {
 fn a_quota_bounds_what_a_repository_holds() {
     assert!(Quota(None).check(u64::MAX, u64::MAX).is_ok());
     assert!(Quota(Some(10)).check(4, 6).is_ok());
+    assert!(Quota(Some(10)).check(40, 0).is_ok(), "lowered since");
+    assert!(Quota(Some(10)).check(40, 1).is_err());
     assert_eq!(Quota(Some(10)).check(4, 7).unwrap_err().code, Code::Denied);
-    assert_eq!([Quota(None).left(5), Quota(Some(10)).left(4), Quota(Some(10)).left(11)], [u64::MAX, 6, 0]);
 }
 
 fn parse(content_type: Option<&str>, document: &Value) -> Result<perennial_core::registry::manifest::Facts, Fault> {
@@ -306,6 +309,10 @@ fn a_malformed_manifest_is_refused() {
         (Some(IMAGE), json!([]), Code::ManifestInvalid),
         (Some(IMAGE), json!({}), Code::ManifestInvalid),
         (None, json!({"schemaVersion": 2}), Code::ManifestInvalid),
+        (Some("application/vnd.docker.distribution.manifest.v1+json"), json!({"name": "a"}), Code::ManifestInvalid),
+        (Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), json!({}), Code::ManifestInvalid),
+        (Some("application/json"), json!({"schemaVersion": 1, "history": []}), Code::ManifestInvalid),
+        (Some("application/json"), json!({"fsLayers": [{"blobSum": "sha256:0"}]}), Code::ManifestInvalid),
         (Some(IMAGE), json!({"schemaVersion": 1, "config": config, "layers": []}), Code::ManifestInvalid),
         (Some(IMAGE), json!({"schemaVersion": 2, "layers": []}), Code::ManifestInvalid),
         (Some(IMAGE), json!({"schemaVersion": 2, "config": config}), Code::ManifestInvalid),
@@ -341,4 +348,7 @@ fn referrers_are_listed_in_parts_that_fit() {
     let (index, more) = referrers_page(&large);
     assert_eq!(more, Some(digest(1).as_str()));
     assert!(index.len() < REFERRERS_BYTES_MAX);
+    let mut read = ReferrersRead::default();
+    let goes_on: Vec<bool> = large.iter().map(|referrer| read.goes_on_after(referrer)).collect();
+    assert_eq!(goes_on, [true, false, false], "the one that does not fit is read, and none after it");
 }

@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use perennial_core::id::Digest;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::{Body, Method, Response, StatusCode, Url};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -52,6 +53,19 @@ impl Repository {
     /// [`RepositoryError`].
     pub fn has_blob(&self, digest: &Digest) -> Result<bool, RepositoryError> {
         self.runtime.block_on(self.has(digest))
+    }
+
+    /// Returns which of some blobs are not there.
+    ///
+    /// # Errors
+    /// [`RepositoryError`].
+    pub fn absent(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, RepositoryError> {
+        let looks = digests.iter().map(|digest| async move {
+            let is_there = self.has(digest).await?;
+            Ok::<_, RepositoryError>((!is_there).then(|| digest.clone()))
+        });
+        let absent = stream::iter(looks).buffer_unordered(PARALLEL).try_filter_map(async |absent| Ok(absent));
+        self.runtime.block_on(absent.try_collect())
     }
 
     async fn has(&self, digest: &Digest) -> Result<bool, RepositoryError> {

@@ -2,6 +2,7 @@
 
 use crate::credentials::CredentialsError;
 use oci_client::errors::OciDistributionError;
+use perennial_core::travel::clean;
 use reqwest::StatusCode;
 use serde::Deserialize;
 use std::io;
@@ -113,7 +114,9 @@ impl RepositoryError {
                 "check the host and port, and the network; what was transferred is kept, so trying again goes on where it \
                  was; a registry without TLS needs --plain-http",
             ),
-            Self::Missing { .. } => Some("what is there is not complete; push it again from where it is whole"),
+            Self::Missing { .. } => {
+                Some("what is there is not complete; a push from where it is whole sends what has gone")
+            }
             Self::Damaged { .. } => {
                 Some("the registry or something on the way changed it; try again or from elsewhere")
             }
@@ -142,9 +145,10 @@ impl RepositoryError {
                 let said =
                     serde_json::from_slice::<Errors>(text).ok().and_then(|errors| errors.errors.into_iter().next());
                 let message = said.map_or_else(
-                    || String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(200).collect(),
+                    || String::from_utf8_lossy(text).into_owned(),
                     |item| format!("{} {}", item.code, item.message),
                 );
+                let message = clean(&message).chars().take(200).collect();
                 Self::Refused { repository, status: status.as_u16(), message }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::auth::{Auth, Rights};
 use super::log::Level;
-use super::meta::{Meta, lock};
+use super::meta::Meta;
 use super::metrics::Metrics;
 use super::reply::{self, Reply};
 use super::staging::Staging;
@@ -10,27 +10,37 @@ use super::storage::BlobStore;
 use super::trouble::Trouble;
 use super::verdict::Verdicts;
 use super::{Options, blobs, lists, manifests, uploads};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::HeaderName;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use perennial_core::registry::access::needed;
+use perennial_core::registry::bounds::manifest_kib;
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{BlobDigest, Repository};
 use perennial_core::registry::query::Query;
 use perennial_core::registry::route::Route;
 use perennial_core::time::Time;
 use serde_json::json;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 /// Locks for digests: enough that two uploads seldom share one.
 const LOCKS: usize = 64;
+/// Threads that read blobs at once. More would wait for the same disk.
+pub(crate) const READS_MAX: usize = 24;
+/// Blobs that are published at once.
+pub(crate) const PUBLISHES_MAX: usize = 16;
+/// Blobs that are summed at once, where there are so many processors.
+pub(crate) const SUMS_MAX: usize = 8;
+/// How many times its patience a request waits for its turn at the store.
+const TURN_PATIENCES: u32 = 5;
 /// Most bytes of a body that nobody wants that are read, so that the client reads the answer.
-const DRAIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// How long that may take.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The registry.
 #[derive(Debug)]
@@ -44,9 +54,19 @@ pub(crate) struct App {
     pub(crate) auth: Auth,
     /// Blobs that are being sent.
     pub(crate) streams: AtomicUsize,
+    /// Blobs that the record does not know, where they are so many that nothing is collected.
+    pub(crate) strays: AtomicUsize,
+    /// Held by the thread that scrubs.
+    pub(crate) scrubbing: Arc<Mutex<()>>,
     /// How many blobs may be summed at once.
-    pub(crate) summing: tokio::sync::Semaphore,
-    pub(crate) locks: [Mutex<()>; LOCKS],
+    pub(crate) summing: Semaphore,
+    /// How many threads may read blobs at once.
+    pub(crate) reads: Arc<Semaphore>,
+    /// How many blobs may be published at once.
+    pub(crate) publishes: Arc<Semaphore>,
+    /// KiB of manifests that may come at once.
+    pub(crate) manifests: Arc<Semaphore>,
+    pub(crate) locks: [Arc<Mutex<()>>; LOCKS],
 }
 
 /// One request, without its body.
@@ -54,6 +74,8 @@ pub(crate) struct App {
 pub(crate) struct Call {
     /// Its method, path and headers.
     pub(crate) parts: Parts,
+    /// Where it came from; a proxy's address where one stands in between.
+    pub(crate) from: IpAddr,
     /// Its parameters.
     pub(crate) query: Query,
     /// What it may do.
@@ -81,29 +103,37 @@ impl App {
     }
 
     /// Makes a set of locks, all free.
-    pub(crate) fn free_locks() -> [Mutex<()>; LOCKS] {
-        std::array::from_fn(|_| Mutex::new(()))
+    pub(crate) fn free_locks() -> [Arc<Mutex<()>>; LOCKS] {
+        std::array::from_fn(|_| Arc::default())
     }
 
-    /// Locks a digest against the collection of its bytes.
-    pub(crate) fn lock_digest(&self, digest: &BlobDigest) -> MutexGuard<'_, ()> {
+    fn lock_of(&self, digest: &BlobDigest) -> &Arc<Mutex<()>> {
         let number = digest.hex().get(..4).and_then(|hex| usize::from_str_radix(hex, 16).ok()).unwrap_or(0);
-        lock(self.locks.get(number % LOCKS).expect("a remainder is less than its divisor"))
+        self.locks.get(number % LOCKS).expect("a remainder is less than its divisor")
     }
 
-    /// Puts a damaged blob aside and records it, so that it is not served and can be pushed again.
-    pub(crate) fn condemn(&self, digest: &BlobDigest, found: &BlobDigest) {
-        self.metrics.damaged.inc();
-        let fields = vec![("digest", json!(digest.as_str())), ("found", json!(found.as_str()))];
-        self.options.log.line(Level::Error, "blob_damaged", fields);
-        let guard = self.lock_digest(digest);
-        // Recorded first: the record keeps it from being served whatever becomes of the file.
-        let recorded = self.meta.checked(digest, true, self.now());
-        let moved = self.storage.quarantine(digest).map_err(Trouble::io("cannot put the blob aside"));
-        drop(guard);
-        for trouble in [recorded, moved].into_iter().filter_map(Result::err) {
-            self.trouble("quarantine", digest.as_str(), &trouble);
-        }
+    /// Locks a digest against the collection of its bytes, on a thread that may block.
+    pub(crate) fn lock_digest(&self, digest: &BlobDigest) -> MutexGuard<'_, ()> {
+        self.lock_of(digest).blocking_lock()
+    }
+
+    /// Waits for the right to publish a blob, with no thread: its digest is locked, and it is one of a few.
+    pub(crate) async fn publishing(&self, digest: &BlobDigest) -> Result<Publishing, Trouble> {
+        // The lock first: who reads may wait for it too, so nobody may wait for a reader while holding it.
+        let guard = self.turn(Arc::clone(self.lock_of(digest)).lock_owned()).await?;
+        let permit = self.turn(Arc::clone(&self.publishes).acquire_owned()).await?;
+        Ok(Publishing { _guard: guard, _permit: permit.map_err(|_| Trouble::Ending)? })
+    }
+
+    /// Waits for the right to take a manifest of this length into memory.
+    pub(crate) async fn taking_manifest(&self, announced: Option<u64>) -> Result<OwnedSemaphorePermit, Trouble> {
+        let permit = self.turn(Arc::clone(&self.manifests).acquire_many_owned(manifest_kib(announced))).await?;
+        permit.map_err(|_| Trouble::Ending)
+    }
+
+    async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Trouble> {
+        let patience = self.options.patience.saturating_mul(TURN_PATIENCES);
+        tokio::time::timeout(patience, turn).await.map_err(|_| Trouble::Busy)
     }
 
     /// Logs what went wrong with the registry itself.
@@ -121,6 +151,51 @@ impl App {
     }
 }
 
+/// The right to publish a blob.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    _guard: OwnedMutexGuard<()>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Reads of the store of blobs, on one of the threads that may: the record's work is never behind a store that does not
+/// answer.
+pub(crate) async fn reading<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    let permit = app.turn(Arc::clone(&app.reads).acquire_owned()).await?;
+    blocking(move || {
+        let done = work();
+        drop(permit);
+        done
+    })
+    .await
+}
+
+/// Begins to read from the store of blobs, as soon as one of the threads that may is free.
+pub(crate) fn spawn_read<T: Send + 'static>(app: &App, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let with = |permit: Option<OwnedSemaphorePermit>| {
+        tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(permit);
+            done
+        })
+    };
+    match Arc::clone(&app.reads).try_acquire_owned() {
+        Ok(permit) => with(Some(permit)),
+        Err(_) => {
+            let reads = Arc::clone(&app.reads);
+            tokio::spawn(async move { joined(with(reads.acquire_owned().await.ok()).await) })
+        }
+    }
+}
+
+#[expect(clippy::panic, reason = "a panic goes on where it was waited for")]
+fn joined<T>(done: Result<T, tokio::task::JoinError>) -> T {
+    done.unwrap_or_else(|error| panic!("a read ended early: {error}"))
+}
+
 /// Does something on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
@@ -129,17 +204,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Answers one request.
-pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Reply {
+pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAddr) -> Reply {
     let started = tokio::time::Instant::now();
     let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
-    let reply = match route(&app, parts, &mut body).await {
+    let (mut is_read_on, mut who) = (true, None);
+    let reply = match route(&app, (parts, from), &mut body, &mut who).await {
         Ok(reply) => reply,
         Err(trouble) => {
+            is_read_on = !matches!(trouble, Trouble::Broken(_));
             if !matches!(trouble, Trouble::Fault(_) | Trouble::Broken(_) | Trouble::Ending) {
                 app.trouble("request_failed", &path, &trouble);
             }
-            drain(&mut body).await;
             reply::failed(&trouble)
         }
     };
@@ -147,18 +223,25 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Reply {
     // Tells clients that `If-Match` and `If-None-Match` hold for tags: no push passes another unseen.
     let reply = reply::with_own(reply, crate::repository::CONDITIONAL_TAGS, "1");
     app.metrics.answered(&method, reply.status().as_u16(), started.elapsed());
-    let fields = vec![
+    let mut fields = vec![
         ("method", json!(method.as_str())),
         ("path", json!(path)),
         ("status", json!(reply.status().as_u16())),
         ("ms", json!(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))),
+        ("from", json!(from.to_canonical().to_string())),
     ];
+    fields.extend(who.map(|user| ("user", json!(user))));
     app.options.log.line(Level::Info, "request", fields);
+    if is_read_on && reply.status().as_u16() >= 400 && !body.is_end_stream() {
+        // Beside the answer, which some clients read meanwhile.
+        tokio::spawn(drain(body, app.options.patience));
+    }
     reply
 }
 
-/// Reads what is left of a body that nobody wants: a client that still sends does not read the answer.
-async fn drain(body: &mut Incoming) {
+/// Reads what is left of a body that nobody wants: many clients read the answer when they have sent everything, and lose
+/// it where the connection is closed before.
+async fn drain(mut body: Incoming, patience: Duration) {
     use http_body_util::BodyExt as _;
     let mut left = DRAIN_BYTES_MAX;
     let all = async {
@@ -169,22 +252,27 @@ async fn drain(body: &mut Incoming) {
             }
         }
     };
-    tokio::time::timeout(DRAIN, all).await.ok();
+    tokio::time::timeout(patience, all).await.ok();
 }
 
-async fn route(app: &Arc<App>, parts: Parts, body: &mut Incoming) -> Result<Reply, Trouble> {
+async fn route(
+    app: &Arc<App>,
+    (parts, from): (Parts, IpAddr),
+    body: &mut Incoming,
+    who: &mut Option<String>,
+) -> Result<Reply, Trouble> {
     let query = Query::parse(parts.uri.query().unwrap_or_default());
-    let mut call = Call { parts, query, rights: Rights::Policy(None) };
+    let mut call = Call { parts, from, query, rights: Rights::Policy(None) };
     let path = call.parts.uri.path().to_owned();
     match path.as_str() {
         "/healthz" => return health(app).await,
         "/metrics" => return super::metrics::page(app).await,
-        "/token" => return super::auth::token(app, &call, body).await,
+        "/token" => return super::auth::token(app, &call, who).await,
         _ => {}
     }
     let Some(route) = Route::parse(&path)? else { return Ok(reply::empty(StatusCode::NOT_FOUND)) };
     let need = needed(call.parts.method.as_str(), &route).zip(route.repository());
-    match app.auth.check(app, &call, need).await? {
+    match app.auth.check(app, &call, need, who).await? {
         Ok(rights) => call.rights = rights,
         Err(challenge) => return Ok(challenge),
     }
@@ -218,8 +306,14 @@ async fn dispatch(app: &Arc<App>, call: &Call, route: Route, body: &mut Incoming
 async fn health(app: &Arc<App>) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let damaged = blocking(move || worker.meta.damaged()).await?;
-    let status = if damaged.is_empty() { "ok" } else { "damaged" };
-    let body = json!({"status": status, "damaged": damaged, "read_only": app.options.is_read_only});
+    let unknown = load(&app.strays);
+    let status = match (damaged.is_empty(), unknown) {
+        (false, _) => "damaged",
+        (true, 0) => "ok",
+        (true, _) => "not collected",
+    };
+    let read_only = app.options.is_read_only;
+    let body = json!({"status": status, "damaged": damaged, "unknown": unknown, "read_only": read_only});
     Ok(reply::json(StatusCode::OK, body.to_string()))
 }
 

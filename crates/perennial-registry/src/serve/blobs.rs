@@ -1,7 +1,8 @@
 //! Blobs: `GET`, `HEAD` and `DELETE` of `/v2/<name>/blobs/<digest>`.
 
-use super::app::{App, Call, blocking};
+use super::app::{App, Call, blocking, reading};
 use super::body::BlobBody;
+use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::Holding;
 use super::reply::{self, Reply};
@@ -24,7 +25,9 @@ const SMALL_BYTES: u64 = 64 * 1024;
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
     let is_head = call.parts.method == Method::HEAD;
-    let (bytes, reader) = blocking(move || find(&worker, &of, is_head)).await?;
+    let find = move || find(&worker, &of, is_head);
+    // The record alone says whether it is there.
+    let (bytes, reader) = if is_head { blocking(find).await } else { reading(app, find).await }?;
     let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
         Part::Whole => (StatusCode::OK, 0, bytes),
         Part::Some { first, last } => {
@@ -65,15 +68,25 @@ fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
     let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
     let found = app.meta.blob(of)?.ok_or_else(unknown)?;
     if is_head {
-        app.meta.touch(of, found, app.options.grace, app.now())?;
+        if !app.options.is_read_only {
+            app.meta.touch(of, found, app.options.grace, app.now())?;
+        }
         return Ok((found.bytes, None));
     }
-    let reader = app.storage.open(digest).map_err(Trouble::io(format!("cannot open blob {digest}")))?;
-    let reader = reader.ok_or_else(unknown)?;
+    let reader = match app.storage.open(digest) {
+        Ok(Some(reader)) => reader,
+        Err(error) if !is_of_disk(&error) => {
+            return Err(Trouble::io(format!("cannot open blob {digest}"))(error));
+        }
+        // Recorded, so that `HEAD` says so too, and a client pushes it again.
+        Ok(None) | Err(_) => {
+            app.condemn_missing(digest);
+            return Err(unknown().into());
+        }
+    };
     if reader.stamp().bytes != found.bytes {
         // The record knows the length; a copy of another length is damaged without being summed.
-        drop(reader);
-        app.condemn(digest, digest);
+        app.condemn(digest, reader.stamp(), "another length");
         return Err(unknown().into());
     }
     Ok((found.bytes, Some(reader)))
@@ -86,14 +99,22 @@ async fn small(
     mut reader: Box<dyn BlobReader>,
     (first, count): (u64, u64),
 ) -> Result<bytes::Bytes, Trouble> {
-    let (app, digest) = (Arc::clone(app), digest.clone());
-    blocking(move || {
+    let (worker, digest) = (Arc::clone(app), digest.clone());
+    reading(app, move || {
         let length = usize::try_from(reader.stamp().bytes).unwrap_or(usize::MAX);
-        let read = reader.read_at(0, length).map_err(Trouble::io(format!("cannot read blob {digest}")))?;
+        let read = reader.read_at(0, length);
+        let damaged = |found: &str| {
+            worker.condemn(&digest, reader.stamp(), found);
+            Trouble::from(Fault::new(Code::BlobUnknown, format!("blob {digest} is damaged")))
+        };
+        let read = match read {
+            Ok(read) => read,
+            Err(error) if is_of_disk(&error) => return Err(damaged("an error of the disk")),
+            Err(error) => return Err(Trouble::io(format!("cannot read blob {digest}"))(error)),
+        };
         let found = Sum::of(digest.algorithm(), &read);
         if found != digest {
-            app.condemn(&digest, &found);
-            return Err(Fault::new(Code::BlobUnknown, format!("blob {digest} is damaged")).into());
+            return Err(damaged(found.as_str()));
         }
         let first = usize::try_from(first).unwrap_or(usize::MAX);
         let end = first.saturating_add(usize::try_from(count).unwrap_or(usize::MAX));

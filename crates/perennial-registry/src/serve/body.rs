@@ -77,7 +77,7 @@ impl BlobBody {
         let passed = u64::try_from(count).unwrap_or(0);
         self.offset = self.offset.saturating_add(passed);
         self.left = self.left.saturating_sub(passed);
-        self.next = Next::Reading(tokio::task::spawn_blocking(move || {
+        self.next = Next::Reading(super::app::spawn_read(&self.app, move || {
             let bytes = reader.read_at(offset, count);
             (reader, bytes)
         }));

@@ -14,6 +14,7 @@ use perennial_core::registry::manifest::{MANIFEST_BYTES_MAX, read};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Reference, Repository, Tag};
 use perennial_core::registry::precondition::{Precondition, entity_tag};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Most tags that one push by digest may set.
 const TAGS_MAX: usize = 100;
@@ -55,7 +56,8 @@ pub(crate) async fn put(
     (name, reference): (Repository, Reference),
     body: &mut Incoming,
 ) -> Result<Reply, Trouble> {
-    let content = content(app, call, body).await?;
+    // Held until it is written.
+    let (content, _right) = content(app, call, body).await?;
     let algorithm = match &reference {
         Reference::Digest(digest) => digest.algorithm(),
         Reference::Tag(_) => match call.query.get("digest") {
@@ -105,7 +107,7 @@ fn tags(call: &Call, reference: &Reference) -> Result<Vec<Tag>, Fault> {
     Ok(tags)
 }
 
-async fn content(app: &App, call: &Call, body: &mut Incoming) -> Result<Vec<u8>, Trouble> {
+async fn content(app: &App, call: &Call, body: &mut Incoming) -> Result<(Vec<u8>, OwnedSemaphorePermit), Trouble> {
     let too_large = || {
         let message = format!("a manifest may have {MANIFEST_BYTES_MAX} bytes");
         Trouble::from(Fault::new(Code::ManifestInvalid, message).with_status(413))
@@ -114,11 +116,12 @@ async fn content(app: &App, call: &Call, body: &mut Incoming) -> Result<Vec<u8>,
     if length.is_some_and(|length| length > MANIFEST_BYTES_MAX) {
         return Err(too_large());
     }
+    let right = app.taking_manifest(length).await?;
     let max = usize::try_from(MANIFEST_BYTES_MAX).unwrap_or(usize::MAX);
     let collected = tokio::time::timeout(app.options.patience, Limited::new(body, max).collect());
     match collected.await {
         Err(_) => Err(Trouble::Broken("the manifest did not come in time".into())),
-        Ok(Ok(collected)) => Ok(collected.to_bytes().to_vec()),
+        Ok(Ok(collected)) => Ok((collected.to_bytes().into(), right)),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(Trouble::Broken(error.to_string())),
     }

@@ -3,7 +3,7 @@
 //! - `net`: connections; `app`: the way of one request; `blobs`, `uploads`, `manifests`, `lists`: what it may ask for.
 //! - `auth`: who may do what.
 //! - `meta`: the record of what is there; `storage`: where blobs are kept; `staging`: uploads that are not finished.
-//! - `verdict`: whether a blob is sound; `chores`: collection and scrub.
+//! - `verdict`: whether a blob is sound; `condemn`: what becomes of it; `chores`: collection and scrub.
 //! - `metrics`, [`log`]: what is told.
 //!
 //! What a request means and whether it is right is decided in `perennial_core::registry`. A push is committed by one
@@ -14,6 +14,7 @@ mod auth;
 mod blobs;
 mod body;
 mod chores;
+mod condemn;
 mod hash;
 mod lists;
 pub mod log;
@@ -35,7 +36,9 @@ pub use storage::s3::S3;
 use app::App;
 use log::{Level, Log};
 use perennial_core::format::{Format, decode, encode};
+use perennial_core::registry::bounds::MANIFESTS_KIB;
 use perennial_core::registry::collect::Grace;
+use perennial_core::registry::name::UploadId;
 use perennial_core::registry::quota::Quota;
 use perennial_core::registry::upload::StorageRecord;
 use perennial_core::time::Time;
@@ -47,6 +50,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Threads for what blocks that the runtime of a server needs. Those that wait for the store of blobs are fewer, so that
+/// some are always left for the record.
+pub const BLOCKING_THREADS: usize = 64;
 
 /// A certificate and its key, as PEM files.
 #[derive(Debug, Clone)]
@@ -59,6 +67,7 @@ pub struct Tls {
 
 /// How a registry serves.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command, and none depends on another")]
 pub struct Options {
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -84,11 +93,13 @@ pub struct Options {
     pub collect_every: Option<Duration>,
     /// Whether manifests without a tag count as not needed.
     pub collects_untagged: bool,
+    /// Whether blobs that the record does not know are collected where they are most of all.
+    pub collects_strays: bool,
     /// How everything is read again.
     pub scrub: Option<Scrub>,
     /// How long a client may send or take nothing while it should.
     pub patience: Duration,
-    /// Most connections at once; more wait.
+    /// Most connections at once; more wait. Fewer where this process cannot open the files for so many.
     pub connections_max: usize,
     /// How long open connections are waited for at the end.
     pub grace_of_end: Duration,
@@ -116,6 +127,14 @@ pub enum ServeError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The object store cannot be used.
+    #[error("cannot use the object store {place}")]
+    Store {
+        /// Where it is.
+        place: String,
+        /// What is wrong.
+        source: std::io::Error,
     },
     /// Another registry uses the directory.
     #[error("another registry uses {path}")]
@@ -154,13 +173,15 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`] where it cannot begin.
 pub async fn serve(
-    options: Options,
+    mut options: Options,
     ready: impl FnOnce(SocketAddr),
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let _in_use = prepare(&options)?;
+    let (_in_use, record) = prepare(&options)?;
+    options.connections_max = net::connections(options.connections_max, &options.log);
     let tls = options.tls.as_ref().map(net::acceptor).transpose()?;
-    let app = Arc::new(open(options)?);
+    let app = Arc::new(open(options, record.id.as_deref())?);
+    claim(&app, record).await?;
     let address = app.options.listen;
     let unable = |source| ServeError::Listen { address, source };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(unable)?;
@@ -183,39 +204,68 @@ pub async fn serve(
     };
     tokio::join!(accepting, stop);
     chores.shutdown().await;
+    // A store that does not answer keeps nobody from ending.
+    tokio::time::timeout(app.options.grace_of_end, app.scrubbing.lock()).await.ok();
     app.meta.close();
     app.options.log.line(Level::Info, "ended", Vec::new());
     Ok(())
 }
 
-fn open(options: Options) -> Result<App, ServeError> {
+/// Makes the store of blobs this registry's, where it is not another's.
+async fn claim(app: &Arc<App>, registry: StorageRecord) -> Result<(), ServeError> {
+    if registry.id.is_none() {
+        return Ok(());
+    }
+    let (path, place) = (app.options.storage.clone(), registry.blobs.clone());
+    let worker = Arc::clone(app);
+    let claimed = app::blocking(move || {
+        let is_new = worker.meta.totals()?.0 == 0;
+        Ok(worker.storage.claim(&registry, is_new))
+    });
+    match claimed.await {
+        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(Some(reason))) => Err(ServeError::Foreign { path, reason: format!("{place}: {reason}") }),
+        Ok(Err(source)) => Err(ServeError::Store { place, source }),
+        Err(trouble) => Err(ServeError::Record { path, reason: trouble.one_line() }),
+    }
+}
+
+fn open(options: Options, id: Option<&str>) -> Result<App, ServeError> {
     let path = options.storage.clone();
     let record = |trouble: trouble::Trouble| ServeError::Record { path: path.clone(), reason: trouble.one_line() };
     let unable = |source| ServeError::Storage { path: path.clone(), source };
+    // Before anything is kept here, so that a record that is missing later is one that was lost.
+    let is_empty = !["blobs", "uploads"].iter().any(|name| path.join(name).exists());
+    let meta = meta::Meta::open(&path.join("registry.db"), id, is_empty).map_err(record)?;
     let storage: Box<dyn storage::BlobStore> = match &options.s3 {
         None => Box::new(storage::directory::Directory::open(&path).map_err(unable)?),
         Some(s3) => {
-            let bucket = storage::s3::Bucket::new(s3, tokio::runtime::Handle::current());
+            let bucket = storage::s3::Bucket::new(s3, &path, tokio::runtime::Handle::current());
             Box::new(bucket.map_err(unable)?)
         }
     };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(App {
-        meta: meta::Meta::open(&path.join("registry.db")).map_err(record)?,
+        meta,
         staging: staging::Staging::open(path.join("uploads")).map_err(record)?,
         storage,
         verdicts: verdict::Verdicts::default(),
         metrics: metrics::Metrics::new(),
         auth: auth::Auth::new(options.accounts.clone()).map_err(record)?,
         streams: AtomicUsize::new(0),
-        summing: tokio::sync::Semaphore::new(processors),
+        strays: AtomicUsize::new(0),
+        scrubbing: Arc::default(),
+        summing: Semaphore::new(processors.min(app::SUMS_MAX)),
+        reads: Arc::new(Semaphore::new(app::READS_MAX)),
+        publishes: Arc::new(Semaphore::new(app::PUBLISHES_MAX)),
+        manifests: Arc::new(Semaphore::new(usize::try_from(MANIFESTS_KIB).unwrap_or(usize::MAX))),
         locks: App::free_locks(),
         options,
     })
 }
 
-/// Makes sure that the directory is a registry's and nobody else's; returns the lock on it.
-fn prepare(options: &Options) -> Result<std::fs::File, ServeError> {
+/// Makes sure that the directory is a registry's and nobody else's; returns the lock on it, and what it is.
+fn prepare(options: &Options) -> Result<(std::fs::File, StorageRecord), ServeError> {
     let path = &options.storage;
     let unable = |source| ServeError::Storage { path: path.clone(), source };
     let foreign = |reason: String| ServeError::Foreign { path: path.clone(), reason };
@@ -228,12 +278,13 @@ fn prepare(options: &Options) -> Result<std::fs::File, ServeError> {
     }
     let name = path.join("registry.json");
     let blobs = options.s3.as_ref().map_or_else(|| "directory".to_owned(), S3::place);
-    match std::fs::read(&name) {
+    let record = match std::fs::read(&name) {
         Ok(bytes) => {
             let record: StorageRecord = decode(Format::Registry, &bytes).map_err(|error| foreign(error.to_string()))?;
             if record.blobs != blobs {
                 return Err(foreign(format!("its blobs are in {}, not in {blobs}", record.blobs)));
             }
+            record
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let is_ours = |name: &str| name == ".registry.json.new" || name == "lost+found";
@@ -241,12 +292,19 @@ fn prepare(options: &Options) -> Result<std::fs::File, ServeError> {
             if entries.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_str().is_some_and(is_ours))) {
                 return Err(foreign("it is not empty, and not a registry's".into()));
             }
-            let record = StorageRecord { created_at: (options.clock)(), blobs };
+            let record = StorageRecord { created_at: (options.clock)(), blobs, id: Some(new_id().map_err(unable)?) };
             write_whole(path, &encode(Format::Registry, &record)).map_err(unable)?;
+            record
         }
         Err(error) => return Err(unable(error)),
-    }
-    Ok(lock)
+    };
+    Ok((lock, record))
+}
+
+fn new_id() -> std::io::Result<String> {
+    let mut random = [0_u8; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    Ok(UploadId::from_random(random).as_str().to_owned())
 }
 
 fn write_whole(directory: &Path, bytes: &[u8]) -> std::io::Result<()> {

@@ -55,6 +55,7 @@ pub(crate) fn with_length(reply: Reply, bytes: u64) -> Reply {
 pub(crate) fn failed(trouble: &Trouble) -> Reply {
     match trouble {
         Trouble::Fault(fault) => refused(fault),
+        Trouble::Busy => unavailable("the registry is busy"),
         Trouble::Ending => unavailable("the registry is ending"),
         Trouble::Broken(_) => json(StatusCode::BAD_REQUEST, unknown_body("the request was cut off")),
         Trouble::Record(_) | Trouble::Damaged(_) | Trouble::Io { .. } => {

@@ -10,12 +10,15 @@ use bytes::Bytes;
 use perennial_core::format::{Format, decode, encode};
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Repository, UploadId};
+use perennial_core::registry::quota::Quota;
+use perennial_core::registry::staged::Staged;
 use perennial_core::registry::upload::UploadRecord;
 use perennial_core::time::Time;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Bytes read at once when stored bytes are summed again.
@@ -35,23 +38,65 @@ pub(crate) struct Session {
     /// The sum of the bytes that are there; nothing after a restart.
     sum: Option<Sum>,
     is_over: bool,
+    standing: Arc<AtomicU64>,
 }
 
-type Shared = Arc<tokio::sync::Mutex<Session>>;
+/// An upload, and where it stands, which can be told while a request works on it.
+#[derive(Debug, Clone)]
+struct Shared {
+    session: Arc<tokio::sync::Mutex<Session>>,
+    repository: String,
+    standing: Arc<AtomicU64>,
+}
+
+impl Shared {
+    fn new(session: Session) -> Self {
+        let (repository, standing) = (session.repository.clone(), Arc::clone(&session.standing));
+        standing.store(session.bytes, Ordering::Relaxed);
+        Self { session: Arc::new(tokio::sync::Mutex::new(session)), repository, standing }
+    }
+}
+
+type Lockable = Arc<tokio::sync::Mutex<Session>>;
 
 /// All uploads.
 #[derive(Debug)]
 pub(crate) struct Staging {
     directory: PathBuf,
     sessions: Mutex<BTreeMap<UploadId, Shared>>,
+    /// What they take, of those too on which nobody has worked since the start.
+    staged: Mutex<Staged>,
 }
 
 impl Staging {
     /// Opens the uploads in a directory.
     pub(crate) fn open(directory: PathBuf) -> Result<Self, Trouble> {
         let what = format!("cannot make {}", directory.display());
-        std::fs::create_dir_all(&directory).map_err(Trouble::io(what))?;
-        Ok(Self { directory, sessions: Mutex::default() })
+        std::fs::create_dir_all(&directory).map_err(Trouble::io(what.clone()))?;
+        let mut staged = Staged::default();
+        for entry in std::fs::read_dir(&directory).map_err(Trouble::io(what.clone()))? {
+            let path = entry.map_err(Trouble::io(what.clone()))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // What cannot be read is no upload that anybody could go on with; collection takes it away.
+            if let Some(id) = UploadId::parse(name)
+                && let Ok(record) = std::fs::read(record_path(&path))
+                && let Ok(record) = decode::<UploadRecord>(Format::RegistryUpload, &record)
+                && let Ok(meta) = path.metadata()
+            {
+                staged.found(&id, &record.repository, meta.len());
+            }
+        }
+        Ok(Self { directory, sessions: Mutex::default(), staged: Mutex::new(staged) })
+    }
+
+    /// Promises an upload room for `bytes` bytes in a repository that holds `held` bytes.
+    pub(crate) fn hold(&self, session: &Session, bytes: u64, held: u64, quota: Quota) -> Result<(), Fault> {
+        lock(&self.staged).hold(&session.id, bytes, held, quota)
+    }
+
+    /// Counts the bytes of an upload as they are, or as none where they are about to become a blob.
+    pub(crate) fn count(&self, session: &Session, bytes: u64) {
+        lock(&self.staged).set(&session.id, bytes);
     }
 
     /// Begins an upload.
@@ -61,21 +106,18 @@ impl Staging {
         repository: &Repository,
         algorithm: Algorithm,
         now: Time,
-    ) -> Result<Shared, Trouble> {
+    ) -> Result<Lockable, Trouble> {
         let record = UploadRecord {
             repository: repository.to_string(),
             algorithm: algorithm.as_str().to_owned(),
             started_at: now,
         };
         let path = self.directory.join(id.as_str());
-        let failed = || format!("cannot begin upload {id}");
-        File::create_new(&path).map_err(Trouble::io(failed()))?;
-        // Last, so that an upload whose record is there has its file. Not synced: an upload may be lost at a power cut,
-        // and the client begins anew.
-        let temporary = self.directory.join(format!("{id}.new"));
-        let written =
-            File::create(&temporary).and_then(|mut file| file.write_all(&encode(Format::RegistryUpload, &record)));
-        written.and_then(|()| std::fs::rename(&temporary, record_path(&path))).map_err(Trouble::io(failed()))?;
+        lock(&self.staged).begin(&id, repository.as_str())?;
+        if let Err(error) = self.create(&id, &path, &record) {
+            lock(&self.staged).end(&id);
+            return Err(Trouble::io(format!("cannot begin upload {id}"))(error));
+        }
         let session = Session {
             id: id.clone(),
             repository: record.repository,
@@ -84,19 +126,42 @@ impl Staging {
             algorithm,
             sum: Some(Sum::new(algorithm)),
             is_over: false,
+            standing: Arc::default(),
         };
-        let shared = Arc::new(tokio::sync::Mutex::new(session));
-        lock(&self.sessions).insert(id, Arc::clone(&shared));
-        Ok(shared)
+        let shared = Shared::new(session);
+        lock(&self.sessions).insert(id, shared.clone());
+        Ok(shared.session)
+    }
+
+    fn create(&self, id: &UploadId, path: &Path, record: &UploadRecord) -> std::io::Result<()> {
+        File::create_new(path)?;
+        // Last, so that an upload whose record is there has its file. Not synced: an upload may be lost at a power cut,
+        // and the client begins anew.
+        let temporary = self.directory.join(format!("{id}.new"));
+        File::create(&temporary)?.write_all(&encode(Format::RegistryUpload, record))?;
+        std::fs::rename(&temporary, record_path(path))
     }
 
     /// Returns an upload of a repository.
-    pub(crate) fn find(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
-        if let Some(session) = lock(&self.sessions).get(id) {
-            return Ok(Arc::clone(session));
+    pub(crate) fn find(&self, id: &UploadId, repository: &Repository) -> Result<Lockable, Trouble> {
+        self.shared(id, repository).map(|shared| shared.session)
+    }
+
+    /// Returns how many bytes of an upload are there, without waiting for who works on it.
+    pub(crate) fn standing(&self, id: &UploadId, repository: &Repository) -> Result<u64, Trouble> {
+        let shared = self.shared(id, repository)?;
+        if shared.repository != repository.as_str() {
+            return Err(unknown(id).into());
+        }
+        Ok(shared.standing.load(Ordering::Relaxed))
+    }
+
+    fn shared(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
+        if let Some(shared) = lock(&self.sessions).get(id) {
+            return Ok(shared.clone());
         }
         let loaded = self.load(id, repository)?;
-        Ok(Arc::clone(lock(&self.sessions).entry(id.clone()).or_insert(loaded)))
+        Ok(lock(&self.sessions).entry(id.clone()).or_insert(loaded).clone())
     }
 
     fn load(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
@@ -118,15 +183,18 @@ impl Staging {
             Err(error) => return Err(Trouble::io(format!("cannot look at upload {id}"))(error)),
         };
         let repository = record.repository;
-        let session = Session { id: id.clone(), repository, bytes, path, algorithm, sum: None, is_over: false };
-        Ok(Arc::new(tokio::sync::Mutex::new(session)))
+        let (id, standing) = (id.clone(), Arc::default());
+        let session = Session { id, repository, bytes, path, algorithm, sum: None, is_over: false, standing };
+        Ok(Shared::new(session))
     }
 
     /// Ends an upload: its bytes have become a blob, or are not wanted. A session that is over takes nothing more.
     pub(crate) fn end(&self, session: &mut Session) -> Result<(), Trouble> {
         session.is_over = true;
         lock(&self.sessions).remove(&session.id);
-        remove(&session.path).map_err(Trouble::io(format!("cannot end upload {}", session.id)))
+        remove(&session.path).map_err(Trouble::io(format!("cannot end upload {}", session.id)))?;
+        lock(&self.staged).end(&session.id);
+        Ok(())
     }
 
     /// Ends uploads that nobody has written to since `before`, and what is left of others; returns how many.
@@ -149,6 +217,7 @@ impl Staging {
                     continue;
                 }
                 remove(&path).map_err(Trouble::io(format!("cannot end upload {id}")))?;
+                lock(&self.staged).end(&id);
                 ended = ended.saturating_add(1);
             } else if is_old && is_left_over {
                 std::fs::remove_file(&path).ok();
@@ -160,8 +229,8 @@ impl Staging {
     /// Returns whether a request works on an upload; forgets one on which none does.
     fn is_busy(&self, id: &UploadId) -> bool {
         let mut sessions = lock(&self.sessions);
-        let Some(session) = sessions.get(id) else { return false };
-        let Ok(mut session) = session.clone().try_lock_owned() else { return true };
+        let Some(shared) = sessions.get(id) else { return false };
+        let Ok(mut session) = shared.session.clone().try_lock_owned() else { return true };
         session.is_over = true;
         sessions.remove(id);
         false
@@ -231,6 +300,7 @@ impl Session {
     /// Takes the sum back from a writer whose bytes have all been written.
     pub(crate) fn take_back(&mut self, writer: Writer) {
         self.bytes = writer.bytes;
+        self.standing.store(self.bytes, Ordering::Relaxed);
         self.sum = Some(writer.sum);
     }
 
@@ -240,6 +310,7 @@ impl Session {
         let cut = OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(bytes));
         cut.map_err(Trouble::io(format!("cannot cut upload {}", self.id)))?;
         self.bytes = bytes;
+        self.standing.store(bytes, Ordering::Relaxed);
         Ok(())
     }
 

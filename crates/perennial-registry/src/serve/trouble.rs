@@ -26,6 +26,9 @@ pub(crate) enum Trouble {
     /// The client broke off.
     #[error("the client broke off: {0}")]
     Broken(String),
+    /// Its turn did not come in time: at the store of blobs, or for a large manifest.
+    #[error("the registry is busy")]
+    Busy,
     /// The server is ending.
     #[error("the registry is ending")]
     Ending,
@@ -45,7 +48,7 @@ impl Trouble {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
             Self::Record(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
-            Self::Fault(_) | Self::Damaged(_) | Self::Broken(_) | Self::Ending => false,
+            Self::Fault(_) | Self::Damaged(_) | Self::Broken(_) | Self::Busy | Self::Ending => false,
         }
     }
 

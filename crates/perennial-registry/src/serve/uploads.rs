@@ -1,8 +1,9 @@
 //! Uploads: `/v2/<name>/blobs/uploads/` and what follows it.
 
-use super::app::{App, Call, blob_path, blocking};
+use super::app::{App, Call, Publishing, blob_path, blocking};
 use super::hash::Sum;
 use super::meta::Holding;
+use super::net::{nanos_of, pace_of};
 use super::reply::{self, Reply};
 use super::staging::Session;
 use super::trouble::Trouble;
@@ -12,6 +13,7 @@ use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, LOCATION, RANGE};
 use perennial_core::registry::access::Action;
+use perennial_core::registry::bounds::Pace;
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{Algorithm, BlobDigest, Repository, UploadId};
 use perennial_core::registry::range::{ChunkRange, chunk_bytes, upload_range};
@@ -47,7 +49,7 @@ pub(crate) async fn begin(
     let (worker, of) = (Arc::clone(app), name.clone());
     let session = blocking(move || worker.staging.begin(id, &of, algorithm, worker.now())).await?;
     let session = session.lock_owned().await;
-    let Some(digest) = digest else { return Ok(accepted(&name, &session)) };
+    let Some(digest) = digest else { return Ok(accepted(&name, &session.id, session.bytes)) };
     let length = call.length()?;
     let (session, received) = receive(app, session, Some(&digest), length, body).await;
     match received {
@@ -81,8 +83,10 @@ async fn mount(app: &Arc<App>, call: &Call, name: &Repository, digest: &str) -> 
 
 /// Answers `GET`: where the upload stands.
 pub(crate) async fn status(app: &Arc<App>, name: Repository, id: UploadId) -> Result<Reply, Trouble> {
-    let session = found(app, &name, id).await?;
-    let reply = accepted(&name, &session);
+    // Without the session's lock, which a request that still sends has.
+    let (worker, of, upload) = (Arc::clone(app), name.clone(), id.clone());
+    let bytes = blocking(move || worker.staging.standing(&upload, &of)).await?;
+    let reply = accepted(&name, &id, bytes);
     let mut status = reply::empty(StatusCode::NO_CONTENT);
     *status.headers_mut() = reply.headers().clone();
     Ok(status)
@@ -104,7 +108,7 @@ pub(crate) async fn chunk(
     };
     let (session, received) = receive(app, session, None, bytes, body).await;
     received?;
-    Ok(accepted(&name, &session))
+    Ok(accepted(&name, &session.id, session.bytes))
 }
 
 /// Answers `PUT`: the last chunk, if it was not sent yet, and what all of them are.
@@ -161,63 +165,67 @@ async fn receive(
 ) -> (Locked, Result<(), Trouble>) {
     let before = session.bytes;
     let algorithm = digest.map(BlobDigest::algorithm);
-    let limit = match room(app, &session, digest, expected).await {
-        Ok(limit) => limit,
+    let held = match held(app, &session, digest).await {
+        Ok(held) => held,
         Err(trouble) => return (session, Err(trouble)),
     };
+    let hold = |session: &Session, bytes: u64| app.staging.hold(session, bytes, held, app.options.quota);
+    if let Err(fault) = hold(&session, before.saturating_add(expected.unwrap_or(0))) {
+        return (session, Err(fault.into()));
+    }
+    let mut pace = pace_of(app.options.patience);
     loop {
-        let (batch, end) = gather(app, body).await;
-        let (back, stored) = store(session, algorithm, batch).await;
+        let (batch, end) = gather(app, body, &mut pace).await;
+        let bytes = batch.iter().fold(session.bytes, |sum, part| sum.saturating_add(length_of(part)));
+        // What was announced has its room.
+        let (back, stored) = match if expected.is_none() { hold(&session, bytes) } else { Ok(()) } {
+            Ok(()) => store(session, algorithm, batch).await,
+            Err(fault) => (session, Err(fault.into())),
+        };
         session = back;
         let came = session.bytes.saturating_sub(before);
         let outcome = match (stored, end) {
             (Err(trouble), _) => Err(trouble),
-            (Ok(()), Gathered::More) if came <= limit && expected.is_none_or(|bytes| came <= bytes) => continue,
+            (Ok(()), Gathered::More) if expected.is_none_or(|bytes| came <= bytes) => continue,
             (Ok(()), Gathered::Broken(why)) => Err(Trouble::Broken(why)),
             (Ok(()), Gathered::More | Gathered::End) => Ok(()),
         };
         app.metrics.received.inc_by(came);
-        let outcome = outcome.and_then(|()| check_came(came, expected, limit).map_err(Trouble::from));
+        let mut outcome = outcome.and_then(|()| check_came(came, expected).map_err(Trouble::from));
         if matches!(outcome, Err(Trouble::Fault(_))) {
             let (back, cut) = cut(session, before).await;
-            return (back, cut.and(outcome));
+            (session, outcome) = (back, cut.and(outcome));
         }
+        app.staging.count(&session, session.bytes);
         return (session, outcome);
     }
 }
 
-/// Returns how many bytes the upload may still take. What the repository holds already counts once, and is taken.
-async fn room(
-    app: &Arc<App>,
-    session: &Session,
-    digest: Option<&BlobDigest>,
-    expected: Option<u64>,
-) -> Result<u64, Trouble> {
-    let quota = app.options.quota;
-    if quota.0.is_none() {
-        return Ok(u64::MAX);
+/// Returns how many bytes of the quota are taken beside uploads. What the repository holds already counts once.
+async fn held(app: &Arc<App>, session: &Session, digest: Option<&BlobDigest>) -> Result<u64, Trouble> {
+    if app.options.quota.0.is_none() {
+        return Ok(0);
     }
     let (worker, name, digest) = (Arc::clone(app), Repository::parse(&session.repository)?, digest.cloned());
-    let held = blocking(move || match digest {
+    blocking(move || match digest {
         Some(digest) => {
             let of = Holding { name, digest };
             if worker.meta.blob(&of)?.is_some() { Ok(0) } else { worker.meta.held(&of.name) }
         }
         None => worker.meta.held(&name),
-    });
-    let held = held.await?.saturating_add(session.bytes);
-    quota.check(held, expected.unwrap_or(0))?;
-    Ok(quota.left(held))
+    })
+    .await
 }
 
-fn check_came(came: u64, expected: Option<u64>, limit: u64) -> Result<(), Fault> {
-    if let Some(expected) = expected.filter(|expected| *expected != came) {
-        return Err(Fault::new(Code::SizeInvalid, format!("{expected} bytes were announced, {came} came")));
+fn check_came(came: u64, expected: Option<u64>) -> Result<(), Fault> {
+    match expected.filter(|expected| *expected != came) {
+        Some(expected) => Err(Fault::new(Code::SizeInvalid, format!("{expected} bytes were announced, {came} came"))),
+        None => Ok(()),
     }
-    if came > limit {
-        return Err(Fault::new(Code::Denied, format!("the repository has room for {limit} bytes only")));
-    }
-    Ok(())
+}
+
+fn length_of(part: &Bytes) -> u64 {
+    u64::try_from(part.len()).unwrap_or(u64::MAX)
 }
 
 enum Gathered {
@@ -227,16 +235,22 @@ enum Gathered {
 }
 
 /// Gathers what comes, until it is worth a write.
-async fn gather(app: &App, body: &mut Incoming) -> (Vec<Bytes>, Gathered) {
+async fn gather(app: &App, body: &mut Incoming, pace: &mut Pace) -> (Vec<Bytes>, Gathered) {
     let (mut batch, mut bytes) = (Vec::new(), 0_usize);
     while bytes < BATCH_BYTES {
+        let began = tokio::time::Instant::now();
         let frame = match tokio::time::timeout(app.options.patience, body.frame()).await {
             Err(_) => return (batch, Gathered::Broken("nothing came for too long".into())),
             Ok(None) => return (batch, Gathered::End),
             Ok(Some(Err(error))) => return (batch, Gathered::Broken(error.to_string())),
             Ok(Some(Ok(frame))) => frame,
         };
-        if let Ok(data) = frame.into_data() {
+        let data = frame.into_data().unwrap_or_default();
+        if !pace.is_kept(length_of(&data), nanos_of(began.elapsed())) {
+            batch.push(data);
+            return (batch, Gathered::Broken("it came too slowly".into()));
+        }
+        if !data.is_empty() {
             bytes = bytes.saturating_add(data.len());
             batch.push(data);
         }
@@ -286,11 +300,14 @@ async fn on_session(work: SessionJob) -> (Locked, Result<(), Trouble>) {
 async fn finish(app: &Arc<App>, mut session: Locked, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let reply = created(&name, &digest);
-    blocking(move || publish(&worker, &mut session, &Holding { name, digest })).await?;
+    let right = app.publishing(&digest).await?;
+    // From here on the record counts them, once they are there.
+    app.staging.count(&session, 0);
+    blocking(move || publish(&worker, &mut session, &Holding { name, digest }, right)).await?;
     Ok(reply)
 }
 
-fn publish(app: &App, session: &mut Session, of: &Holding) -> Result<(), Trouble> {
+fn publish(app: &App, session: &mut Session, of: &Holding, right: Publishing) -> Result<(), Trouble> {
     let digest = &of.digest;
     let found = session.digest(digest.algorithm())?;
     if found != *digest {
@@ -300,33 +317,39 @@ fn publish(app: &App, session: &mut Session, of: &Holding) -> Result<(), Trouble
     }
     let bytes = session.bytes;
     let failed = || format!("cannot keep blob {digest}");
-    let guard = app.lock_digest(digest);
-    let is_there =
-        app.meta.any_blob(digest)?.is_some() && app.storage.open(digest).map_err(Trouble::io(failed()))?.is_some();
-    if !is_there {
+    // The bytes are at hand, so a copy that is not known to be sound is replaced by them.
+    let is_sound = app.meta.any_blob(digest)?.is_some() && is_known_sound(app, digest, bytes);
+    if !is_sound {
         app.storage.publish(session.path(), digest).map_err(Trouble::io(failed()))?;
         if let Some(reader) = app.storage.open(digest).map_err(Trouble::io(failed()))? {
             app.verdicts.trust(digest, reader.stamp().clone(), app.now());
         }
     }
-    let recorded = app.meta.put_blob(of, bytes, app.options.quota, app.now());
-    drop(guard);
+    let recorded = app.meta.put_blob(of, (bytes, !is_sound), app.options.quota, app.now());
+    drop(right);
     app.staging.end(session)?;
     recorded
 }
 
+fn is_known_sound(app: &App, digest: &BlobDigest, bytes: u64) -> bool {
+    // One that cannot be opened is not.
+    let present = app.storage.open(digest).ok().flatten();
+    present.is_some_and(|present| {
+        present.stamp().bytes == bytes && app.verdicts.is_trusted(digest, present.stamp(), app.now())
+    })
+}
+
 /// Returns the answer that an upload goes on.
-fn accepted(name: &Repository, session: &Session) -> Reply {
-    let id = &session.id;
+fn accepted(name: &Repository, id: &UploadId, bytes: u64) -> Reply {
     let reply = reply::with(reply::empty(StatusCode::ACCEPTED), LOCATION, format!("/v2/{name}/blobs/uploads/{id}"));
-    let reply = reply::with(reply, RANGE, upload_range(session.bytes));
+    let reply = reply::with(reply, RANGE, upload_range(bytes));
     reply::with_own(reply, "docker-upload-uuid", id.as_str())
 }
 
 /// Returns the answer to a chunk at the wrong place, with where the upload stands.
 fn refused_at(fault: &Fault, name: &Repository, session: &Session) -> Reply {
     let mut reply = reply::refused(fault);
-    let standing = accepted(name, session);
+    let standing = accepted(name, &session.id, session.bytes);
     reply.headers_mut().extend(standing.headers().clone());
     reply
 }

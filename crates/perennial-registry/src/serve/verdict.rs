@@ -4,14 +4,16 @@
 //! [`TRUST_NANOS`] as long as its stamp stays the same. Until the verdict is there a stream keeps its last bytes back, so
 //! that a damaged blob is never served whole.
 
-use super::app::App;
+use super::app::{App, reading};
+use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::lock;
-use super::storage::Stamp;
+use super::storage::{BlobReader, Stamp};
 use super::trouble::Trouble;
 use perennial_core::registry::name::BlobDigest;
 use perennial_core::time::Time;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
@@ -75,7 +77,8 @@ impl Verdicts {
         sound.insert(digest.clone(), (stamp, now));
     }
 
-    fn is_trusted(&self, digest: &BlobDigest, stamp: &Stamp, now: Time) -> bool {
+    /// Returns whether a copy was summed lately.
+    pub(crate) fn is_trusted(&self, digest: &BlobDigest, stamp: &Stamp, now: Time) -> bool {
         let sound = lock(&self.sound);
         sound.get(digest).is_some_and(|(known, at)| known == stamp && now.nanos_since(*at) < TRUST_NANOS)
     }
@@ -92,53 +95,102 @@ pub(crate) fn verdict(app: &Arc<App>, digest: &BlobDigest, stamp: &Stamp) -> Pen
     }
     let (sender, receiver) = watch::channel(None);
     underway.insert(digest.clone(), (stamp.clone(), receiver.clone()));
-    let (app, digest) = (Arc::clone(app), digest.clone());
+    let (app, digest, stamp) = (Arc::clone(app), digest.clone(), stamp.clone());
     // Whoever waits is told by the sender's end where the sum panics or the server ends.
     tokio::spawn(async move {
-        let permit = app.summing.acquire().await;
-        let worker = Arc::clone(&app);
-        let of = digest.clone();
-        let found = tokio::task::spawn_blocking(move || check(&worker, &of, &mut |_| {})).await;
-        drop(permit);
-        lock(&app.verdicts.underway).remove(&digest);
-        sender.send(Some(found.unwrap_or(Verdict::Unreadable))).ok();
+        let found = found(&app, &digest, &stamp).await;
+        let mut underway = lock(&app.verdicts.underway);
+        if underway.get(&digest).is_some_and(|(known, _)| *known == stamp) {
+            underway.remove(&digest);
+        }
+        drop(underway);
+        sender.send(Some(found)).ok();
     });
     Pending::Soon(receiver)
 }
 
-/// Sums a blob, calling `pause` with the bytes of each read; what is damaged is put aside and recorded.
-pub(crate) fn check(app: &App, digest: &BlobDigest, pause: &mut dyn FnMut(usize)) -> Verdict {
-    match sum_of(app, digest, pause) {
-        Ok(None) => Verdict::Unreadable,
-        Ok(Some((found, stamp))) if found == *digest => {
+/// Finds the verdict on one copy. It is opened at once, as waiting for the turn to sum takes long, and a push may replace
+/// it meanwhile.
+async fn found(app: &Arc<App>, digest: &BlobDigest, stamp: &Stamp) -> Verdict {
+    let (worker, of) = (Arc::clone(app), digest.clone());
+    let opened = reading(app, move || Ok(open(&worker, &of))).await;
+    let Ok(Ok(Some(reader))) = opened else { return Verdict::Unreadable };
+    if reader.stamp() != stamp {
+        // Nothing is known of the copy that was asked about.
+        return Verdict::Unreadable;
+    }
+    let permit = app.summing.acquire().await;
+    let (worker, of) = (Arc::clone(app), digest.clone());
+    let found = tokio::task::spawn_blocking(move || check(&worker, &of, reader, &mut |_| Ok(()))).await;
+    drop(permit);
+    found.unwrap_or(Verdict::Unreadable)
+}
+
+/// Opens a copy to be checked; one that is not there is recorded as damaged.
+pub(crate) fn open(app: &App, digest: &BlobDigest) -> Result<Option<Box<dyn BlobReader>>, Verdict> {
+    match app.storage.open(digest) {
+        Ok(Some(reader)) => Ok(Some(reader)),
+        Ok(None) => {
+            app.condemn_missing(digest);
+            Ok(None)
+        }
+        Err(error) => {
+            unread(app, digest, error);
+            Err(Verdict::Unreadable)
+        }
+    }
+}
+
+/// Sums a copy, calling `pause` with the bytes of each read; what is damaged is put aside and recorded.
+pub(crate) fn check(
+    app: &App,
+    digest: &BlobDigest,
+    mut reader: Box<dyn BlobReader>,
+    pause: &mut dyn FnMut(usize) -> io::Result<()>,
+) -> Verdict {
+    let stamp = reader.stamp().clone();
+    match sum_of(&mut *reader, digest, pause) {
+        Ok(found) if found == *digest => {
             app.verdicts.trust(digest, stamp, app.now());
             Verdict::Sound
         }
-        Ok(Some((found, _))) => {
-            app.condemn(digest, &found);
+        Ok(found) => {
+            app.condemn(digest, &stamp, found.as_str());
+            Verdict::Damaged
+        }
+        Err(error) if is_of_disk(&error) => {
+            app.condemn(digest, &stamp, "an error of the disk");
             Verdict::Damaged
         }
         Err(error) => {
-            app.trouble("read", digest.as_str(), &Trouble::io("cannot read a blob")(error));
+            unread(app, digest, error);
             Verdict::Unreadable
         }
     }
 }
 
+/// Says that a copy could not be read, which tells nothing of its bytes; nothing where the reader was told to end.
+fn unread(app: &App, digest: &BlobDigest, error: io::Error) {
+    if is_of_disk(&error) {
+        app.condemn_missing(digest);
+    } else if error.kind() != io::ErrorKind::Interrupted {
+        app.trouble("read", digest.as_str(), &Trouble::io("cannot read a blob")(error));
+    }
+}
+
 fn sum_of(
-    app: &App,
+    reader: &mut dyn BlobReader,
     digest: &BlobDigest,
-    pause: &mut dyn FnMut(usize),
-) -> std::io::Result<Option<(BlobDigest, Stamp)>> {
-    let Some(mut reader) = app.storage.open(digest)? else { return Ok(None) };
-    let stamp = reader.stamp().clone();
+    pause: &mut dyn FnMut(usize) -> io::Result<()>,
+) -> io::Result<BlobDigest> {
+    let bytes = reader.stamp().bytes;
     let mut sum = Sum::new(digest.algorithm());
     let mut offset = 0_u64;
-    while offset < stamp.bytes {
-        let count = usize::try_from(stamp.bytes.saturating_sub(offset)).unwrap_or(READ_BYTES).min(READ_BYTES);
+    while offset < bytes {
+        let count = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(READ_BYTES).min(READ_BYTES);
         sum.update(&reader.read_at(offset, count)?);
         offset = offset.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-        pause(count);
+        pause(count)?;
     }
-    Ok(Some((sum.finish(), stamp)))
+    Ok(sum.finish())
 }

@@ -1,11 +1,14 @@
 //! Logins: basic and tokens, by a policy.
 
-use super::site::{Answer, Site, options, refused, sha256};
+use super::site::{Answer, Site, now, options, refused, sha256};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use perennial_core::registry::access::{Passwords, Policy};
+use perennial_registry::serve::log::Log;
 use perennial_registry::serve::{Accounts, Options, Scheme};
 use serde_json::Value;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const POLICY: &str = r#"{"rules": [
     {"user": "anonymous", "repositories": "public/*", "actions": ["pull"]},
@@ -13,10 +16,14 @@ const POLICY: &str = r#"{"rules": [
     {"user": "ann", "repositories": "ann/*", "actions": ["pull", "push", "delete"]}]}"#;
 
 fn site(storage: &std::path::Path, scheme: Scheme) -> Site {
+    Site::start(with_accounts(storage, scheme))
+}
+
+fn with_accounts(storage: &std::path::Path, scheme: Scheme) -> Options {
     let sums = ["ann", "bob"].map(|name| format!("{name}:{}", bcrypt::hash(format!("{name}'s"), 4).unwrap()));
     let passwords = Passwords::parse(&sums.join("\n")).unwrap();
     let policy: Policy = serde_json::from_str(POLICY).unwrap();
-    Site::start(Options { accounts: Some(Accounts { scheme, passwords, policy }), ..options(storage) })
+    Options { accounts: Some(Accounts { scheme, passwords, policy }), ..options(storage) }
 }
 
 fn basic(name: &str) -> String {
@@ -35,6 +42,8 @@ fn put(site: &Site, authorization: &str, name: &str) -> Answer {
 fn with_passwords_everybody_may_do_what_the_policy_says() {
     let storage = tempfile::tempdir().unwrap();
     let site = site(storage.path(), Scheme::Basic);
+    let large = site.ask("POST", "/v2/ann/a/blobs/uploads/", &[], &vec![0; 20_000_000]);
+    refused(&large, 401, "UNAUTHORIZED");
     let ping = site.get("/v2/");
     refused(&ping, 401, "UNAUTHORIZED");
     assert_eq!(ping.header("www-authenticate"), Some("Basic realm=\"perennial\""));
@@ -122,7 +131,10 @@ fn a_token_that_was_changed_made_up_or_is_another_registrys_lets_nobody_in() {
         "Bearer a.b.c".to_owned(),
         format!("{token}x"),
     ] {
-        refused(&with(&first, &bad, "GET", "/v2/", b""), 401, "UNAUTHORIZED");
+        let refusal = with(&first, &bad, "GET", "/v2/", b"");
+        refused(&refusal, 401, "UNAUTHORIZED");
+        // So that the client asks for a new one, and not for more rights.
+        assert!(refusal.header("www-authenticate").unwrap().ends_with(",error=\"invalid_token\""), "{refusal:?}");
     }
     assert_eq!(with(&first, &token, "GET", "/v2/", b"").status, 200);
     let other = tempfile::tempdir().unwrap();
@@ -131,19 +143,123 @@ fn a_token_that_was_changed_made_up_or_is_another_registrys_lets_nobody_in() {
 }
 
 #[test]
-fn a_wrong_password_gets_no_token_and_too_many_at_once_are_put_off() {
+fn behind_a_proxy_that_passes_on_several_names_one_address_is_told_and_meant() {
+    let storage = tempfile::tempdir().unwrap();
+    for (public_url, service) in [
+        ("https://registry.example", "registry.example"),
+        ("https://registry.example:8443/hub/", "registry.example:8443"),
+    ] {
+        let options = Options { public_url: Some(public_url.into()), ..with_accounts(storage.path(), Scheme::Token) };
+        let site = Site::start(options);
+        let ask = |host: &str, path: &str, authorization: &str| {
+            let mut stream = std::net::TcpStream::connect(site.address).unwrap();
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {authorization}\r\n");
+            stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).unwrap();
+            Answer::read(stream, "GET").unwrap()
+        };
+        let realm = format!("{}/token", public_url.trim_end_matches('/'));
+        let challenge = ask("inner:5000", "/v2/", "").header("www-authenticate").unwrap().to_owned();
+        assert_eq!(challenge, format!("Bearer realm=\"{realm}\",service=\"{service}\""));
+        let token = bearer(&ask("registry.example", "/token?scope=repository:ann/a:pull", &basic("ann")));
+        assert_eq!(ask("inner:5000", "/v2/", &token).status, 200);
+        assert_eq!(ask("other", "/v2/", &token).status, 200);
+    }
+}
+
+#[test]
+fn the_log_says_who_asked_and_from_where() {
+    let storage = tempfile::tempdir().unwrap();
+    let (sender, lines) = std::sync::mpsc::channel();
+    let log = Log::new(move |line| {
+        let field =
+            |name: &str| line.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string());
+        let fields = ["status", "from", "user"].map(field);
+        if line.event == "request" {
+            sender.send(fields.map(Option::unwrap_or_default).join(" ")).unwrap();
+        }
+    });
+    let site = Site::start(Options { log, ..with_accounts(storage.path(), Scheme::Token) });
+    site.get("/v2/");
+    let token = bearer(&token(&site, Some(&basic("ann")), "repository:ann/a:pull"));
+    with(&site, &token, "GET", "/v2/", b"");
+    with(&site, &token, "GET", "/v2/ann/b/tags/list", b"");
+    with(&site, &basic("bob"), "GET", "/v2/ann/a/tags/list", b"");
+    with(&site, &basic("eve"), "GET", "/v2/", b"");
+    drop(site);
+    let address = "\"127.0.0.1\"";
+    let expected = ["401", "200 ann", "200 ann", "401 ann", "403 bob", "401"].map(|text| {
+        let (status, user) = text.split_once(' ').map_or((text, String::new()), |(a, b)| (a, format!("\"{b}\"")));
+        format!("{status} {address} {user}")
+    });
+    assert_eq!(lines.iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_wrong_password_gets_no_token_and_after_too_many_none_is_looked_at() {
     let storage = tempfile::tempdir().unwrap();
     let site = site(storage.path(), Scheme::Token);
-    let wrong = |number: usize| format!("Basic {}", BASE64_STANDARD.encode(format!("eve:{number}")));
-    let refusal = token(&site, Some(&wrong(0)), "repository:ann/a:pull");
+    let login = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
+    let ask = |login: &str| token(&site, Some(login), "repository:ann/a:pull");
+    let refusal = ask(&login("ann:0".into()));
     refused(&refusal, 401, "UNAUTHORIZED");
     assert_eq!(refusal.header("www-authenticate"), Some("Basic realm=\"perennial\""));
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let ask = |number| token(&site, Some(&wrong(number)), "repository:ann/a:pull").status;
-        let threads: Vec<_> = (0..48).map(|number| scope.spawn(move || ask(number))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    assert!(statuses.iter().all(|status| [401, 429].contains(status)), "{statuses:?}");
-    assert!(statuses.contains(&429), "{statuses:?}");
+    for name in ["ann", "eve"] {
+        let statuses: Vec<u16> = std::thread::scope(|scope| {
+            let ask = |number| ask(&login(format!("{name}:{number}"))).status;
+            let threads: Vec<_> = (1..40).map(|number| scope.spawn(move || ask(number))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let looked_at = statuses.iter().filter(|status| **status == 401).count();
+        // As many as were under way at once may come to it.
+        assert!((9..=13).contains(&looked_at), "{statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 39 - looked_at, "{statuses:?}");
+    }
+    refused(&ask(&basic("ann")), 429, "TOOMANYREQUESTS");
+    assert_eq!(ask(&basic("bob")).status, 200, "another is let in");
     assert_eq!(site.ask("POST", "/token", &[], b"").status, 405);
+}
+
+#[test]
+fn whoever_logs_in_rightly_is_let_in_while_others_try_names() {
+    let storage = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..20).map(|number| format!("user{number}")).collect();
+    let sums = names.iter().map(|name| format!("{name}:{}", bcrypt::hash(format!("{name}'s"), 4).unwrap()));
+    let passwords = Passwords::parse(&sums.collect::<Vec<_>>().join("\n")).unwrap();
+    let accounts = Some(Accounts { scheme: Scheme::Basic, passwords, policy: Policy::default() });
+    let site = Site::start(Options { accounts, ..options(storage.path()) });
+    let is_over = AtomicBool::new(false);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        for thread in 0..16 {
+            let (site, is_over) = (&site, &is_over);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    assert_eq!(with(site, &basic(&format!("{thread}.{number}")), "GET", "/v2/", b"").status, 401);
+                }
+            });
+        }
+        let statuses = names.iter().map(|name| with(&site, &basic(name), "GET", "/v2/", b"").status).collect();
+        is_over.store(true, Ordering::Relaxed);
+        statuses
+    });
+    assert_eq!(statuses, vec![200; 20]);
+}
+
+#[test]
+fn a_name_that_nobody_has_is_refused_as_slowly_as_one_that_somebody_has() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = site(storage.path(), Scheme::Basic);
+    let took = |login: String| {
+        let before = now().unix_nanos();
+        let login = format!("Basic {}", BASE64_STANDARD.encode(login));
+        assert_eq!(with(&site, &login, "GET", "/v2/", b"").status, 401);
+        now().unix_nanos() - before
+    };
+    let least = |login: &dyn Fn(usize) -> String| (0..9).map(|number| took(login(number))).min().unwrap();
+    let somebody = least(&|number| format!("ann:{number}"));
+    let nobody = least(&|number| format!("eve{number}:x"));
+    // The sums have a cost of 4; each more would double the time.
+    assert!(nobody < 3 * somebody && somebody < 3 * nobody, "{nobody} {somebody}");
 }

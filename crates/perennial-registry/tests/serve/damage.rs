@@ -1,17 +1,20 @@
 //! Damaged blobs are never served whole; they are put aside, told of, and can be pushed again. What nothing needs is
 //! collected, and nothing else.
 
-use super::site::{Site, noise, options, refused, sha256, wait_until};
+use super::site::{INDEX, Site, noise, options, refused, sha256, wait_until};
 use perennial_core::registry::collect::Grace;
 use perennial_registry::serve::Scrub;
 use serde_json::json;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
-fn damage(site: &Site, digest: &str, at: u64) {
+fn file(site: &Site, digest: &str) -> std::path::PathBuf {
     let hex = &digest[7..];
-    let path = site.storage.join("blobs/sha256").join(&hex[..2]).join(hex);
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    site.storage.join("blobs/sha256").join(&hex[..2]).join(hex)
+}
+
+fn damage(site: &Site, digest: &str, at: u64) {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(file(site, digest)).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
@@ -75,6 +78,85 @@ fn the_scrub_finds_what_nobody_asks_for() {
 }
 
 #[test]
+fn a_late_verdict_of_the_scrub_says_nothing_about_the_copy_that_was_pushed_meanwhile() {
+    let storage = tempfile::tempdir().unwrap();
+    let (content, other) = (noise(1_000_000), noise(600_000));
+    let digest = {
+        let site = Site::new(storage.path());
+        let digest = site.push("a", &content);
+        site.push("a", &other);
+        damage(&site, &digest, 999_999);
+        digest
+    };
+    let scrub = Some(Scrub { bytes_per_s: 500_000, every: Duration::from_millis(1) });
+    let site = Site::start(perennial_registry::serve::Options { scrub, ..options(storage.path()) });
+    let scrubbed = || {
+        let text = site.get("/metrics").text();
+        let line = text.lines().find(|line| line.starts_with("perennial_registry_scrubbed_bytes_total ")).unwrap();
+        line.split(' ').nth(1).unwrap().parse::<usize>().unwrap()
+    };
+    wait_until("the scrub to begin", || scrubbed() > 0);
+    let path = format!("/v2/a/blobs/{digest}");
+    wait_until("a reader to find the damage", || site.get(&path).status == 404);
+    site.push("a", &content);
+    assert!(scrubbed() < content.len(), "the scrub was still at it");
+    wait_until("the scrub to go on to the next", || scrubbed() > content.len());
+    assert!(site.get(&path).body == content);
+    assert_eq!(site.get("/healthz").json()["damaged"], json!([]));
+}
+
+#[test]
+fn a_push_mends_a_copy_whatever_became_of_it_unseen() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    for bytes in [1000, 100_000] {
+        let content = noise(bytes);
+        let digest = site.push("a", &content);
+        let path = file(&site, &digest);
+        let open = || std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        for worsen in [&(|| open().set_len(5).unwrap()) as &dyn Fn(), &|| damage(&site, &digest, 7)] {
+            worsen();
+            site.push("b", &content);
+            assert!(std::fs::read(&path).unwrap() == content, "the good bytes are kept");
+            for name in ["a", "b"] {
+                assert!(site.get(&format!("/v2/{name}/blobs/{digest}")).body == content);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_blob_whose_file_is_gone_is_unknown_to_all_as_soon_as_one_has_asked() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(100_000);
+    let digest = site.push("a", &content);
+    let manifest = super::site::image(&digest, std::iter::empty());
+    std::fs::remove_file(file(&site, &digest)).unwrap();
+    let path = format!("/v2/a/blobs/{digest}");
+    refused(&site.get(&path), 404, "BLOB_UNKNOWN");
+    assert_eq!(site.ask("HEAD", &path, &[], b"").status, 404, "so that a client pushes it again");
+    assert_eq!(site.ask("POST", &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"), &[], b"").status, 202);
+    refused(&site.put_manifest("a", "v1", &manifest), 400, "MANIFEST_BLOB_UNKNOWN");
+    assert_eq!(site.get("/healthz").json()["damaged"], json!([digest]));
+    site.push("a", &content);
+    assert!(site.get(&path).body == content);
+    assert_eq!(site.put_manifest("a", "v1", &manifest).status, 201);
+    assert_eq!(site.get("/healthz").json()["status"], json!("ok"));
+}
+
+#[test]
+fn a_blob_that_is_pushed_again_and_again_is_scrubbed_all_the_same() {
+    let storage = tempfile::tempdir().unwrap();
+    let scrub = Some(Scrub { bytes_per_s: 1_000_000, every: Duration::from_millis(700) });
+    let site = Site::start(perennial_registry::serve::Options { scrub, ..options(storage.path()) });
+    wait_until("the scrub to read it", || {
+        site.push("a", b"again");
+        !site.get("/metrics").text().contains("perennial_registry_scrubbed_bytes_total 0\n")
+    });
+}
+
+#[test]
 fn what_nothing_needs_is_collected_while_pushes_go_on_and_nothing_else() {
     let storage = tempfile::tempdir().unwrap();
     let grace = Grace { nanos: 1_500_000_000 };
@@ -135,4 +217,32 @@ fn manifests_without_a_tag_are_collected_where_that_is_wanted() {
         let path = format!("/v2/a/manifests/{}", sha256(&old));
         wait_until("the old manifest", || site.get(&path).status == expected);
     }
+}
+
+#[test]
+fn blobs_that_an_index_names_as_manifests_are_needed_until_it_goes() {
+    let storage = tempfile::tempdir().unwrap();
+    let (layer, index) = {
+        let site = Site::new(storage.path());
+        let layer = site.push("a", b"a layer of a build cache");
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer, "size": 24},
+        ]});
+        let index = index.to_string().into_bytes();
+        let put = site.ask("PUT", "/v2/a/manifests/cache", &[("Content-Type", INDEX)], &index);
+        assert_eq!(put.status, 201, "{}", put.text());
+        refused(&site.ask("DELETE", &format!("/v2/a/blobs/{layer}"), &[], b""), 409, "DENIED");
+        (layer, sha256(&index))
+    };
+    let base = options(storage.path());
+    let every = Some(Duration::from_millis(20));
+    let site =
+        Site::start(perennial_registry::serve::Options { grace: Grace { nanos: 1 }, collect_every: every, ..base });
+    for n in 0..3 {
+        let orphan = site.push("a", &[n]);
+        wait_until("a collection", || site.get(&format!("/v2/a/blobs/{orphan}")).status == 404);
+    }
+    assert_eq!(site.get(&format!("/v2/a/blobs/{layer}")).status, 200);
+    assert_eq!(site.ask("DELETE", &format!("/v2/a/manifests/{index}"), &[], b"").status, 202);
+    wait_until("the layer's end", || site.get(&format!("/v2/a/blobs/{layer}")).status == 404);
 }

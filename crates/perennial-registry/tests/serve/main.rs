@@ -5,7 +5,11 @@
 mod access;
 mod blobs;
 mod bounds;
+mod bucket;
+mod collection;
 mod damage;
 mod manifests;
+mod record;
 mod site;
+mod store;
 mod uploads;

@@ -211,3 +211,45 @@ fn referrers_are_listed_filtered_and_gone_with_their_manifests() {
     refused(&site.get("/v2/a/referrers/nonsense"), 400, "DIGEST_INVALID");
     assert_eq!(site.get(&format!("/v2/nobody/referrers/{about}")).status, 200);
 }
+
+#[test]
+fn a_compare_and_swap_holds_for_each_tag_that_a_push_by_digest_names() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let [one, two] = ["v1", "other"].map(|tag| site.push_image("a", tag, &[tag.as_bytes()]));
+    let put = |query: &str, header: &str, value: &str| {
+        let path = format!("/v2/a/manifests/{}{query}", sha256(&two));
+        site.ask("PUT", &path, &[("Content-Type", IMAGE), (header, value)], &two)
+    };
+    let (of_one, of_two) = (format!("\"{}\"", sha256(&one)), format!("\"{}\"", sha256(&two)));
+    for (query, header, value) in [
+        ("?tag=v1", "If-None-Match", "*"),
+        ("?tag=new&tag=v1", "If-None-Match", "*"),
+        ("?tag=v1", "If-Match", of_two.as_str()),
+        ("?tag=new", "If-Match", "*"),
+        ("?tag=v1&tag=other", "If-Match", of_one.as_str()),
+    ] {
+        refused(&put(query, header, value), 412, "DENIED");
+    }
+    assert_eq!(site.get("/v2/a/manifests/v1").body, one);
+    assert_eq!(site.get("/v2/a/manifests/new").status, 404);
+    assert_eq!(put("?tag=new", "If-None-Match", "*").status, 201);
+    assert_eq!(put("?tag=v1", "If-Match", &of_one).status, 201);
+    for tag in ["v1", "new"] {
+        assert_eq!(site.get(&format!("/v2/a/manifests/{tag}")).body, two);
+    }
+}
+
+#[test]
+fn a_manifest_that_an_index_names_can_be_deleted_and_the_index_stays() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let child = sha256(&site.push_image("a", "v1", &[b"1"]));
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"mediaType": IMAGE, "digest": child, "size": 1}]});
+    let index = index.to_string().into_bytes();
+    assert_eq!(site.ask("PUT", "/v2/a/manifests/all", &[("Content-Type", INDEX)], &index).status, 201);
+    let path = format!("/v2/a/manifests/{child}");
+    assert_eq!(site.ask("DELETE", &path, &[], b"").status, 202);
+    refused(&site.get(&path), 404, "MANIFEST_UNKNOWN");
+    assert_eq!(site.get("/v2/a/manifests/all").body, index);
+}

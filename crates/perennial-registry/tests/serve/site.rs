@@ -5,7 +5,7 @@ use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_core::time::Time;
 use perennial_registry::serve::log::Log;
-use perennial_registry::serve::{Options, serve};
+use perennial_registry::serve::{BLOCKING_THREADS, Options, serve};
 use serde_json::Value;
 use sha2::Digest as _;
 use std::io::{Read as _, Write as _};
@@ -33,6 +33,7 @@ pub fn options(storage: &Path) -> Options {
         grace: Grace { nanos: 3600 * 1_000_000_000 },
         collect_every: None,
         collects_untagged: false,
+        collects_strays: false,
         scrub: None,
         patience: Duration::from_secs(2),
         connections_max: 64,
@@ -62,7 +63,9 @@ impl Site {
         let (ready, started) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime =
+                builder.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build().unwrap();
             let end = async {
                 stopped.await.ok();
             };
@@ -242,6 +245,11 @@ impl Answer {
     pub fn refusal(&self) -> (u16, String) {
         (self.status, self.json()["errors"][0]["code"].as_str().unwrap_or_default().to_owned())
     }
+}
+
+/// Puts a file where a test wants one.
+pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
+    std::fs::File::create(path).unwrap().write_all(content.as_ref()).unwrap();
 }
 
 /// Waits for a state.

@@ -156,3 +156,22 @@ fn two_uploads_of_one_blob_at_once_both_succeed() {
         assert_eq!(site.get(&format!("/v2/{name}/blobs/{}", sha256(&content))).body, content);
     }
 }
+
+#[test]
+fn a_client_that_sends_everything_before_it_reads_gets_the_refusal() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let (path, content) = (site.begin("a"), noise(20_000_000));
+    let answer = site.ask("PATCH", &path, &[("Content-Range", "5-20000004")], &content);
+    refused(&answer, 416, "BLOB_UPLOAD_INVALID");
+    assert_eq!(answer.header("location"), Some(path.as_str()), "and learns where to go on");
+    let unknown = path.replace("/a/", "/b/");
+    refused(&site.ask("PATCH", &unknown, &[], &content), 404, "BLOB_UPLOAD_UNKNOWN");
+    // On a connection that is kept, the next request is served.
+    let length = content.len().to_string();
+    let mut stream = site.open("PATCH", &unknown, &[("Content-Length", &length)]).unwrap();
+    stream.write_all(&content).unwrap();
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let answers = Answer::read(stream, "PATCH").unwrap();
+    assert!(answers.status == 404 && answers.text().contains("HTTP/1.1 200 OK"), "{}", answers.text());
+}

@@ -2,7 +2,7 @@
 //!
 //! A directory holds the packs of one undertaking until they have arrived. What an earlier attempt finished is taken
 //! over, not written again: whoever is cut off goes on with the next pack. The caller sees to it that there is one
-//! undertaking in a directory at a time.
+//! undertaking in a directory at a time, and that what is known elsewhere is the same at each attempt: packs rely on it.
 
 use super::content::{self, Stretch};
 use super::write::{PackWriter, Written, discard_incoming};
@@ -27,6 +27,11 @@ impl Known {
     pub fn add(&mut self, index: &Index) {
         self.chunks.extend(index.chunks.iter().map(|at| at.id));
         self.recipes.extend(index.recipes.iter().map(|at| at.object));
+    }
+
+    /// Adds the chunks of a pack whose recipes may name chunks that are nowhere any more.
+    pub fn add_chunks(&mut self, index: &Index) {
+        self.chunks.extend(index.chunks.iter().map(|at| at.id));
     }
 
     /// Returns whether an object is there.
@@ -95,6 +100,8 @@ pub struct Outgoing {
     /// Bytes of the chunks in the pack being written.
     content_bytes: u64,
     packs: Vec<OutgoingPack>,
+    /// What makes these packs other ones than any before.
+    salt: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Outgoing {
@@ -112,7 +119,7 @@ impl Outgoing {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(ColdError::io("create", directory))?;
         discard_incoming(directory).map_err(ColdError::io("remove what a crash left in", directory))?;
-        let mut packs = Vec::new();
+        let (mut packs, mut indexes, mut is_whole) = (Vec::new(), Vec::new(), true);
         for entry in std::fs::read_dir(directory).map_err(ColdError::io("list", directory))? {
             let path = entry.map_err(ColdError::io("list", directory))?.path();
             if path.extension().is_none_or(|extension| extension != EXTENSION) {
@@ -120,14 +127,32 @@ impl Outgoing {
             }
             match left_over(&path)? {
                 Some((pack, index)) => {
-                    known.add(&index);
+                    indexes.push(index);
                     packs.push(pack);
                 }
-                None => std::fs::remove_file(&path).map_err(ColdError::io("remove", &path))?,
+                None => {
+                    is_whole = false;
+                    std::fs::remove_file(&path).map_err(ColdError::io("remove", &path))?;
+                }
             }
         }
+        if !is_whole {
+            // The others may rely on what was in it.
+            for pack in packs.drain(..) {
+                std::fs::remove_file(&pack.path).map_err(ColdError::io("remove", &pack.path))?;
+            }
+            indexes.clear();
+        }
+        indexes.iter().for_each(|index| known.add(index));
         packs.sort_by_key(|pack| pack.id);
-        Ok(Self { directory: directory.to_path_buf(), known, writer: None, content_bytes: 0, packs })
+        Ok(Self { directory: directory.to_path_buf(), known, writer: None, content_bytes: 0, packs, salt: None })
+    }
+
+    /// Puts some bytes that nobody needs into each pack, so that it has another name than any that was sent before: a
+    /// registry that has one of the same name takes no other, even where its own is damaged.
+    #[must_use]
+    pub fn salted(self, salt: Vec<u8>) -> Self {
+        Self { salt: Some(salt), ..self }
     }
 
     /// Returns whether an object needs not be packed.
@@ -197,7 +222,13 @@ impl Outgoing {
     fn writer(&mut self) -> Result<&mut PackWriter, ColdError> {
         match &mut self.writer {
             Some(writer) => Ok(writer),
-            none @ None => Ok(none.insert(PackWriter::create(&self.directory)?)),
+            none @ None => {
+                let writer = none.insert(PackWriter::create(&self.directory)?);
+                if let Some(salt) = &self.salt {
+                    writer.push(ObjectId::of(salt), salt)?;
+                }
+                Ok(writer)
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Results and errors on the terminal.
 
 use crate::failure::Failure;
+use perennial_core::travel::clean;
 use serde_json::{Value, json};
 use std::io::Write as _;
 
@@ -40,11 +41,11 @@ pub fn remark(remark: impl std::fmt::Display) {
 pub fn failure(failure: &Failure, style: Style) {
     match style {
         Style::Text => {
-            eprintln!("perennial: error: {}", failure.error);
+            eprintln!("perennial: error: {}", shown(&failure.error));
             for cause in failure.error.chain().skip(1) {
-                eprintln!("  because: {cause}");
+                eprintln!("  because: {}", shown(cause));
             }
-            eprintln!("  hint: {}", failure.advice());
+            eprintln!("  hint: {}", shown(failure.advice()));
         }
         Style::Json => {
             let causes: Vec<String> = failure.error.chain().skip(1).map(ToString::to_string).collect();
@@ -53,4 +54,9 @@ pub fn failure(failure: &Failure, style: Style) {
             eprintln!("{value}");
         }
     }
+}
+
+/// Returns what is said of a failure without what would steer the terminal: parts of it may come from elsewhere.
+fn shown(text: impl ToString) -> String {
+    text.to_string().split('\n').map(clean).collect::<Vec<_>>().join("\n")
 }

@@ -170,6 +170,7 @@ pub fn container_json(context: &Context, container: &Container) -> Result<Value>
             "remote": unsent.remote,
             "generations": unsent.generations.iter().map(|generation| generation.seq).collect::<Vec<_>>(),
             "bytes": unsent.bytes(),
+            "gone": unsent.gone,
             "since": unsent.generations.first().map(|generation| generation.exited_at),
             "tried_at": unsent.tracking.tried_at,
             "failures": unsent.tracking.failures,

@@ -9,14 +9,16 @@ use perennial_core::registry::access::{Passwords, Policy};
 use perennial_core::registry::collect::Grace;
 use perennial_core::registry::quota::Quota;
 use perennial_registry::serve::log::{Line, Log};
-use perennial_registry::serve::{Accounts, Options, S3, Scheme, Scrub, ServeError, Tls, serve};
+use perennial_registry::serve::{Accounts, BLOCKING_THREADS, Options, S3, Scheme, Scrub, ServeError, Tls, serve};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Threads for what blocks: reading and writing files. More would wait for the same disk.
-const BLOCKING_THREADS: usize = 64;
+/// How long an object store may say nothing; a part of 8 MiB is sent in that time.
+const PATIENCE_WITH_STORE: Duration = Duration::from_secs(60);
+/// Shortest time of grace: a push sends its blobs before the manifest that needs them, and waits between chunks.
+const GRACE_LEAST: Duration = Duration::from_secs(60);
 /// How long open connections are waited for at the end.
 const GRACE_OF_END: Duration = Duration::from_secs(10);
 
@@ -51,7 +53,10 @@ fn failed(error: ServeError) -> Failure {
         ServeError::InUse { .. } => (Code::Conflict, "stop the other one first, or give another directory"),
         ServeError::Foreign { .. } => (Code::Usage, "give another directory with --storage"),
         ServeError::Storage { .. } => (Code::Host, "give a directory that can be written with --storage"),
-        ServeError::Record { .. } => (Code::Damaged, "the blobs are not touched; restore registry.db from a copy"),
+        ServeError::Store { .. } => (Code::Host, "see that it answers, and that the bucket and the key are right"),
+        ServeError::Record { .. } => {
+            (Code::Damaged, "the blobs are not touched; restore registry.db from a copy, and see the guide")
+        }
         ServeError::Listen { .. } => (Code::Host, "give another address or port with --listen"),
         ServeError::Tls { .. } => (Code::Usage, "give PEM files with --tls-cert and --tls-key"),
     };
@@ -62,6 +67,10 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     let collect_every = duration("gc-every", &args.gc_every)?;
     let grace = duration("gc-grace", &args.gc_grace)?;
+    if grace < GRACE_LEAST {
+        let message = "--gc-grace is at least 1m: a push sends blobs before the manifest that needs them";
+        return Err(Failure::new(Code::Usage, message));
+    }
     let scrub = Scrub {
         bytes_per_s: bytes("scrub-rate", &args.scrub_rate)?,
         every: duration("scrub-every", &args.scrub_every)?,
@@ -82,6 +91,7 @@ fn options(args: &RegistryArgs, style: Style) -> Result<Options> {
         grace: Grace { nanos: u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX) },
         collect_every: Some(collect_every).filter(|every| !every.is_zero()),
         collects_untagged: args.gc_untagged,
+        collects_strays: args.gc_unknown,
         scrub: args.scrub.then_some(scrub),
         patience: duration("patience", &args.patience)?.max(Duration::from_secs(1)),
         connections_max: args.connections,
@@ -103,6 +113,7 @@ fn s3(args: &RegistryArgs) -> Result<Option<S3>> {
         region: args.s3_region.clone(),
         key_id: args.s3_key_id.clone().unwrap_or_default(),
         secret: args.s3_secret.clone().unwrap_or_default(),
+        patience: PATIENCE_WITH_STORE,
     }))
 }
 
@@ -134,7 +145,11 @@ fn accounts(args: &RegistryArgs) -> Result<Option<Accounts>> {
     let passwords = Passwords::parse(&read(path)?).map_err(|error| usage(path, &error))?;
     let policy = match &args.policy {
         None => Policy::default(),
-        Some(path) => serde_json::from_str(&read(path)?).map_err(|error| usage(path, &error))?,
+        Some(path) => {
+            let policy: Policy = serde_json::from_str(&read(path)?).map_err(|error| usage(path, &error))?;
+            policy.check(&passwords).map_err(|error| usage(path, &error))?;
+            policy
+        }
     };
     Ok(Some(Accounts { scheme, passwords, policy }))
 }

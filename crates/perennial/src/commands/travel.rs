@@ -32,6 +32,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<()> {
         None => None,
     };
     order.other_name = args.other_name.as_deref().map(Engine::parse_name).transpose()?;
+    order.is_whole = args.whole;
     if args.drop_recipients {
         order.dropping = Dropping::Asked;
     }

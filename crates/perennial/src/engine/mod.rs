@@ -62,6 +62,7 @@ pub mod views;
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::time::Time;
+use perennial_core::travel::clean;
 use perennial_store::layer::{self, LayerFile, LayerOrigin};
 use perennial_store::records::sqlite::SqliteRecords;
 use perennial_store::records::{RecordStore as _, keys};
@@ -161,8 +162,10 @@ pub fn random<const BYTES: usize>() -> Result<[u8; BYTES]> {
 /// Names the caller: the user behind `sudo` where there is one, else the effective user id.
 fn actor() -> String {
     let uid = rustix::process::getuid().as_raw();
-    match (std::env::var("SUDO_USER"), std::env::var("SUDO_UID")) {
+    let actor = match (std::env::var("SUDO_USER"), std::env::var("SUDO_UID")) {
         (Ok(user), Ok(sudo_uid)) if uid == 0 => format!("{user}({sudo_uid}) by sudo"),
         _ => std::env::var("USER").map_or_else(|_| format!("uid {uid}"), |user| format!("{user}({uid})")),
-    }
+    };
+    // It is recorded and shown, also on other machines.
+    clean(&actor)
 }

@@ -9,6 +9,7 @@
 //! - [`guide`]: the guide's page, on two machines.
 //! - [`marks`]: rollbacks, pins and marks; [`meanwhile`]: what happens here while a pull is on its way.
 //! - [`moving`]: what arrives is what was sent, and only what is lacking goes.
+//! - [`whole`]: what a push says is there can be fetched.
 
 mod broken;
 mod conflicts;
@@ -21,3 +22,4 @@ mod registry;
 #[path = "../stage/mod.rs"]
 mod stage;
 mod unattended;
+mod whole;

@@ -152,7 +152,7 @@ impl Drop for Registry {
     }
 }
 
-fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+pub(crate) fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     if !dir.is_dir() {
         return Ok(());
     }

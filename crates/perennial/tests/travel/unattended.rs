@@ -80,3 +80,41 @@ fn an_exit_takes_as_long_with_a_registry_that_swallows_everything_as_without_one
     here.ok(&["rm", "with"])?;
     Ok(())
 }
+
+#[test]
+fn what_has_arrived_is_known_to_have_once_another_machine_has_gone_on() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.sh_ok("web", "echo 1 > /n")?;
+    here.ok(&["push", "web"])?;
+    let there = empty_linked(&registry.address())?;
+    there.ok(&["pull", "web"])?;
+    there.sh_ok("web", "echo 2 > /n")?;
+    there.ok(&["push", "web"])?;
+    // As after a crash between the tag and the record: nothing is known of what was sent.
+    here.ok(&["remote", "rm", "hub"])?;
+    here.ok(&["remote", "add", "hub", &format!("{}/team", registry.address())])?;
+    here.ok(&["set", "web", "--push", "hub"])?;
+    here.ok(&["push", "web"])?;
+    ensure!(here.inspect("web")?["not_sent"].is_null(), "{}", here.inspect("web")?);
+    // And what came meanwhile is still to come.
+    here.ok(&["pull", "web"])?;
+    ensure!(here.seqs("web")? == [1, 2]);
+    Ok(())
+}
+
+#[test]
+fn what_was_let_go_before_it_was_sent_is_told() -> Result<()> {
+    let mut registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    registry.down()?;
+    here.ok(&["create", "web", "--image", "box", "--keep", "2", "--push", "hub"])?;
+    for number in 1..=4 {
+        here.sh_ok("web", &format!("echo {number} > /n"))?;
+    }
+    let shown = here.inspect("web")?;
+    ensure!(shown["not_sent"]["generations"] == json!([3, 4]) && shown["not_sent"]["gone"] == json!(2), "{shown}");
+    let message = text(&shown, "/conditions/0/message")?;
+    ensure!(message.contains("2 more were let go and were never there"), "{message}");
+    Ok(())
+}

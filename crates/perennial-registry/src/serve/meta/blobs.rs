@@ -8,6 +8,7 @@ use perennial_core::registry::name::{BlobDigest, Repository};
 use perennial_core::registry::quota::Quota;
 use perennial_core::time::Time;
 use rusqlite::{Connection, OptionalExtension as _, params};
+use std::collections::BTreeSet;
 
 /// A repository and a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,15 +26,6 @@ pub(crate) struct Found {
     pub(crate) bytes: u64,
     /// When it was put or last asked for.
     pub(crate) touched_at: Time,
-}
-
-/// A blob to scrub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Aged {
-    /// Which.
-    pub(crate) digest: BlobDigest,
-    /// Its length.
-    pub(crate) bytes: u64,
 }
 
 impl Meta {
@@ -70,13 +62,20 @@ impl Meta {
         })
     }
 
-    /// Records a blob whose bytes are in the store, and that a repository holds it.
-    pub(crate) fn put_blob(&self, of: &Holding, bytes: u64, quota: Quota, now: Time) -> Result<(), Trouble> {
+    /// Records a blob whose bytes are in the store, and that a repository holds it. Where they were written just now,
+    /// they are sound.
+    pub(crate) fn put_blob(
+        &self,
+        of: &Holding,
+        (bytes, is_written): (u64, bool),
+        quota: Quota,
+        now: Time,
+    ) -> Result<(), Trouble> {
         let Holding { name, digest } = of.clone();
         self.write(move |connection| {
             let sql = "INSERT INTO blob (digest, bytes, added_at, checked_at) VALUES (?1, ?2, ?3, ?3)
-                ON CONFLICT (digest) DO UPDATE SET checked_at = ?3, is_damaged = 0";
-            connection.prepare_cached(sql)?.execute(params![digest.as_str(), bytes, nanos(now)])?;
+                ON CONFLICT (digest) DO UPDATE SET checked_at = ?3, is_damaged = 0 WHERE ?4";
+            connection.prepare_cached(sql)?.execute(params![digest.as_str(), bytes, nanos(now), is_written])?;
             link(connection, &name, &digest, quota, now)
         })
     }
@@ -117,7 +116,7 @@ impl Meta {
         self.write(move |connection| {
             let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
             let id = repository_id(connection, &name)?.ok_or_else(unknown)?;
-            let sql = "SELECT manifest FROM refers WHERE repository = ?1 AND target = ?2 AND NOT is_manifest LIMIT 1";
+            let sql = "SELECT manifest FROM refers WHERE repository = ?1 AND target = ?2 LIMIT 1";
             let needed: Option<String> =
                 connection.prepare_cached(sql)?.query_row(params![id, digest.as_str()], |row| row.get(0)).optional()?;
             if let Some(manifest) = needed {
@@ -138,28 +137,40 @@ impl Meta {
         })
     }
 
-    /// Records that a blob was found sound, or damaged.
-    pub(crate) fn checked(&self, digest: &BlobDigest, is_damaged: bool, now: Time) -> Result<(), Trouble> {
+    /// Records that a blob was found sound. One that was found damaged stays that until it is put again.
+    pub(crate) fn found_sound(&self, digest: &BlobDigest, now: Time) -> Result<(), Trouble> {
+        self.checked("UPDATE blob SET checked_at = ?2 WHERE digest = ?1", digest, now)
+    }
+
+    /// Records that a blob was found damaged.
+    pub(crate) fn found_damaged(&self, digest: &BlobDigest, now: Time) -> Result<(), Trouble> {
+        self.checked("UPDATE blob SET checked_at = ?2, is_damaged = 1 WHERE digest = ?1", digest, now)
+    }
+
+    fn checked(&self, sql: &'static str, digest: &BlobDigest, now: Time) -> Result<(), Trouble> {
         let digest = digest.clone();
         self.write(move |connection| {
-            let sql = "UPDATE blob SET checked_at = ?2, is_damaged = ?3 WHERE digest = ?1";
-            connection.prepare_cached(sql)?.execute(params![digest.as_str(), nanos(now), is_damaged])?;
+            connection.prepare_cached(sql)?.execute(params![digest.as_str(), nanos(now)])?;
             Ok(())
         })
     }
 
-    /// Returns the sound blob that was checked longest ago, if that was before `before`.
-    pub(crate) fn oldest_checked(&self, before: Time) -> Result<Option<Aged>, Trouble> {
+    /// Returns the sound blob that was checked longest ago, if that was before `before`; none of those to pass over.
+    pub(crate) fn oldest_checked(
+        &self,
+        before: Time,
+        passed_over: &BTreeSet<BlobDigest>,
+    ) -> Result<Option<BlobDigest>, Trouble> {
         self.read(|connection| {
-            let sql =
-                "SELECT digest, bytes FROM blob WHERE NOT is_damaged AND checked_at < ?1 ORDER BY checked_at LIMIT 1";
-            let row: Option<(String, u64)> = connection
-                .prepare_cached(sql)?
-                .query_row([nanos(before)], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            Ok(row
-                .map(|(digest, bytes)| Ok::<_, Fault>(Aged { digest: BlobDigest::parse(&digest)?, bytes }))
-                .transpose()?)
+            let sql = "SELECT digest FROM blob WHERE NOT is_damaged AND checked_at < ?1 ORDER BY checked_at";
+            let mut statement = connection.prepare_cached(sql)?;
+            for digest in statement.query_map([nanos(before)], |row| row.get::<_, String>(0))? {
+                let digest = BlobDigest::parse(&digest?)?;
+                if !passed_over.contains(&digest) {
+                    return Ok(Some(digest));
+                }
+            }
+            Ok(None)
         })
     }
 

@@ -21,7 +21,8 @@ impl Meta {
                 links.push(Marked { key, touched_at: Time::from_unix_nanos(touched_at) });
             }
             let mut statement =
-                connection.prepare("SELECT DISTINCT repository, target FROM refers WHERE NOT is_manifest")?;
+                // An index may name blobs under `manifests` (a build cache does); what is a manifest has no link.
+                connection.prepare("SELECT DISTINCT repository, target FROM refers")?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
             let mut needed = BTreeSet::new();
             for row in rows {
@@ -42,8 +43,7 @@ impl Meta {
                     .prepare_cached("SELECT touched_at FROM link WHERE repository = ?1 AND digest = ?2")?
                     .query_row(key, |row| row.get(0))
                     .optional()?;
-                let sql =
-                    "SELECT EXISTS (SELECT 1 FROM refers WHERE repository = ?1 AND target = ?2 AND NOT is_manifest)";
+                let sql = "SELECT EXISTS (SELECT 1 FROM refers WHERE repository = ?1 AND target = ?2)";
                 let is_needed = connection.prepare_cached(sql)?.query_row(key, |row| row.get(0))?;
                 if is_still_free(link, touched_at.map(Time::from_unix_nanos), is_needed) {
                     connection
@@ -82,6 +82,22 @@ impl Meta {
             let mut statement = connection.prepare(sql)?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             rows.map(|row| parse(&row?)).collect()
+        })
+    }
+
+    /// Returns those of some blobs that the record does not know.
+    pub(crate) fn unknown(&self, mut blobs: Vec<(BlobDigest, Time)>) -> Result<Vec<(BlobDigest, Time)>, Trouble> {
+        self.read(|connection| {
+            let mut statement = connection.prepare("SELECT EXISTS (SELECT 1 FROM blob WHERE digest = ?1)")?;
+            let mut failed = None;
+            blobs.retain(|(digest, _)| {
+                let is_known = statement.query_row([digest.as_str()], |row| row.get(0));
+                !is_known.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    true
+                })
+            });
+            failed.map_or(Ok(blobs), |error| Err(error.into()))
         })
     }
 

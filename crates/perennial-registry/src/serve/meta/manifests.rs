@@ -3,7 +3,7 @@
 use super::{Meta, nanos, repository_id, repository_made};
 use crate::serve::trouble::Trouble;
 use perennial_core::registry::fault::{Code, Fault};
-use perennial_core::registry::manifest::{Facts, Link, Referrer};
+use perennial_core::registry::manifest::{Facts, Link, Referrer, ReferrersRead};
 use perennial_core::registry::name::{BlobDigest, Reference, Repository, Tag};
 use perennial_core::registry::page::Page;
 use perennial_core::registry::precondition::Precondition;
@@ -68,7 +68,14 @@ impl Meta {
         let name = name.clone();
         self.write(move |connection| {
             let (id, before) = repository_made(connection, &name)?;
-            manifest.precondition.check(resolve(connection, id, &manifest.reference)?.as_ref())?;
+            // A tag is what may be replaced, however it is named; the manifest itself counts where none is.
+            if manifest.tags.is_empty() {
+                manifest.precondition.check(resolve(connection, id, &manifest.reference)?.as_ref())?;
+            }
+            for tag in &manifest.tags {
+                let present = resolve(connection, id, &Reference::Tag(tag.clone()))?;
+                manifest.precondition.check(present.as_ref())?;
+            }
             if !manifest.is_sparse {
                 check_links(connection, id, &manifest.facts)?;
             }
@@ -148,7 +155,16 @@ impl Meta {
                         annotations: row.get(4)?,
                     })
                 })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            let (mut all, mut read) = (Vec::new(), ReferrersRead::default());
+            for row in rows {
+                let referrer = row?;
+                let goes_on = read.goes_on_after(&referrer);
+                all.push(referrer);
+                if !goes_on {
+                    break;
+                }
+            }
+            Ok(all)
         })
     }
 }
@@ -202,4 +218,51 @@ fn insert(connection: &Connection, id: i64, manifest: &NewManifest, now: Time) -
         statement.execute(params![id, digest, target.as_str(), *link == Link::Manifest])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::hash::Sum;
+    use perennial_core::registry::manifest::{IMAGE, REFERRERS_BYTES_MAX};
+    use perennial_core::registry::name::Algorithm;
+
+    #[test]
+    fn no_more_of_a_list_of_referrers_is_read_than_an_answer_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let meta = Meta::open(&directory.path().join("registry.db"), None, true).unwrap();
+        let name = Repository::parse("a").unwrap();
+        let subject = Sum::of(Algorithm::Sha256, b"subject");
+        let annotations = serde_json::json!({"text": "x".repeat(REFERRERS_BYTES_MAX / 2)});
+        for number in 0..6_u8 {
+            let digest = Sum::of(Algorithm::Sha256, &[number]);
+            let facts = Facts {
+                media_type: IMAGE.into(),
+                digest: digest.clone(),
+                bytes: 1,
+                links: std::collections::BTreeMap::new(),
+                subject: Some(subject.clone()),
+                artifact_type: None,
+                annotations: Some(annotations.clone()),
+            };
+            let manifest = NewManifest {
+                facts,
+                content: vec![number],
+                tags: Vec::new(),
+                precondition: Precondition::new(None, None),
+                is_sparse: false,
+                reference: Reference::Digest(digest),
+            };
+            meta.put_manifest(&name, manifest, Quota(None), Time::from_unix_nanos(0)).unwrap();
+        }
+        let mut after = String::new();
+        let mut counts = Vec::new();
+        while counts.last() != Some(&0) {
+            let read = meta.referrers(&name, &subject, None, &after).unwrap();
+            after = perennial_core::registry::manifest::referrers_page(&read).1.unwrap_or("z").to_owned();
+            counts.push(read.len());
+        }
+        assert_eq!(counts, [2, 2, 2, 2, 2, 1, 0], "one that fits, and one that does not");
+        meta.close();
+    }
 }

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Version of the tables, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// How long a reader waits for the log to be recovered; otherwise readers never wait.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most changes in one transaction: what waits while a commit is synced.
@@ -62,12 +62,38 @@ END;
 CREATE TRIGGER manifest_gone AFTER DELETE ON manifest BEGIN
     UPDATE repository SET bytes = bytes - length(old.content) WHERE id = old.repository;
 END;
-PRAGMA user_version = 1;
+CREATE TABLE registry (id TEXT NOT NULL);
+PRAGMA user_version = 2;
 ";
+/// What version 2 has more than version 1.
+const SCHEMA_2: &str = "CREATE TABLE registry (id TEXT NOT NULL); PRAGMA user_version = 2;";
 
-type Change = Box<dyn FnOnce(&Connection) -> Waiting + Send>;
+/// Called with the transaction, or with why there is none.
+type Change = Box<dyn FnOnce(Result<&Connection, &Failed>) -> Waiting + Send>;
 /// Called after the commit, with whether it succeeded.
-type Waiting = Box<dyn FnOnce(Result<(), String>) + Send>;
+type Waiting = Box<dyn FnOnce(Result<(), Failed>) + Send>;
+
+/// Why a transaction was not committed, for all whose changes were in it.
+#[derive(Debug, Clone)]
+struct Failed {
+    code: Option<rusqlite::ffi::Error>,
+    text: String,
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Self {
+        Self { code: error.sqlite_error().copied(), text: error.to_string() }
+    }
+}
+
+impl From<Failed> for Trouble {
+    fn from(failed: Failed) -> Self {
+        match failed.code {
+            Some(code) => Self::Record(rusqlite::Error::SqliteFailure(code, Some(failed.text))),
+            None => Self::Damaged(format!("the change could not be committed: {}", failed.text)),
+        }
+    }
+}
 
 /// The record.
 pub(crate) struct Meta {
@@ -84,16 +110,28 @@ impl std::fmt::Debug for Meta {
 }
 
 impl Meta {
-    /// Opens the record at `path`, making it where there is none.
-    pub(crate) fn open(path: &Path) -> Result<Self, Trouble> {
+    /// Opens the record at `path` of the registry with this name. It is made only where nothing is kept yet: an empty
+    /// record in place of one that was lost would free every blob.
+    pub(crate) fn open(path: &Path, id: Option<&str>, may_be_made: bool) -> Result<Self, Trouble> {
+        let missing = || Trouble::Damaged("it is missing, and what it is the record of is not".into());
+        if !may_be_made && !path.try_exists().map_err(Trouble::io("cannot look for it"))? {
+            return Err(missing());
+        }
         let connection = connect(path)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version > SCHEMA_VERSION {
             let text = format!("it has version {version}, this release knows {SCHEMA_VERSION}: use a newer release");
             return Err(Trouble::Damaged(text));
         }
-        if version == 0 {
-            connection.execute_batch(&format!("PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+        match version {
+            0 if !may_be_made => return Err(missing()),
+            0 => make(&connection, id)?,
+            1 => connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA_2} COMMIT;"))?,
+            _ => {}
+        }
+        let own: Option<String> = connection.query_row("SELECT id FROM registry", [], |row| row.get(0)).optional()?;
+        if own.as_deref() != id {
+            return Err(Trouble::Damaged("it is the record of another registry".into()));
         }
         let (sender, receiver) = mpsc::channel();
         let writer = std::thread::Builder::new()
@@ -130,29 +168,14 @@ impl Meta {
         &self,
         change: impl FnOnce(&Connection) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, Trouble> {
-        let (answer, wait) = mpsc::sync_channel(1);
-        let job: Change = Box::new(move |connection| {
-            let result = change(connection);
-            let is_refused = result.is_err();
-            let done: Waiting = Box::new(move |committed| {
-                // Nobody waits any more where the server is ending.
-                answer.send((committed, result)).ok();
-            });
-            if is_refused {
-                // What follows undoes the savepoint; the caller learns of it after the batch all the same.
-                connection.execute_batch("ROLLBACK TO change").ok();
-            }
-            done
-        });
+        let (job, wait) = job_of(change);
         let sender = lock(&self.changes).clone().ok_or(Trouble::Ending)?;
         sender.send(job).map_err(|_| Trouble::Ending)?;
         drop(sender);
         let (committed, result) = wait.recv().map_err(|_| Trouble::Ending)?;
-        match (result, committed) {
-            (Ok(value), Ok(())) => Ok(value),
-            (Ok(_), Err(reason)) => Err(Trouble::Damaged(format!("the change could not be committed: {reason}"))),
-            (Err(trouble), _) => Err(trouble),
-        }
+        let value = result?;
+        committed?;
+        Ok(value)
     }
 
     /// Waits for the changes that are under way, and takes no more.
@@ -169,6 +192,30 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What comes of a change: whether the commit succeeded, and what the change itself said.
+type Outcome<T> = (Result<(), Failed>, Result<T, Trouble>);
+
+fn job_of<T: Send + 'static>(
+    change: impl FnOnce(&Connection) -> Result<T, Trouble> + Send + 'static,
+) -> (Change, mpsc::Receiver<Outcome<T>>) {
+    let (answer, wait) = mpsc::sync_channel(1);
+    let job: Change = Box::new(move |connection| {
+        let result = match connection {
+            Ok(connection) => change(connection),
+            Err(failed) => Err(failed.clone().into()),
+        };
+        if let (Ok(connection), Err(_)) = (connection, &result) {
+            // What follows undoes the savepoint; the caller learns of it after the batch all the same.
+            connection.execute_batch("ROLLBACK TO change").ok();
+        }
+        Box::new(move |committed| {
+            // Nobody waits any more where the server is ending.
+            answer.send((committed, result)).ok();
+        })
+    });
+    (job, wait)
+}
+
 fn connect(path: &Path) -> Result<Connection, Trouble> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -176,6 +223,16 @@ fn connect(path: &Path) -> Result<Connection, Trouble> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
     Ok(connection)
+}
+
+fn make(connection: &Connection, id: Option<&str>) -> Result<(), Trouble> {
+    connection.execute_batch("PRAGMA journal_mode = WAL;")?;
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    if let Some(id) = id {
+        transaction.execute("INSERT INTO registry (id) VALUES (?1)", [id])?;
+    }
+    Ok(transaction.commit()?)
 }
 
 fn write_all(mut connection: Connection, changes: &mpsc::Receiver<Change>) {
@@ -188,15 +245,20 @@ fn write_all(mut connection: Connection, changes: &mpsc::Receiver<Change>) {
 
 fn write_batch(connection: &mut Connection, batch: Vec<Change>) {
     let mut waiting = Vec::with_capacity(batch.len());
+    let mut batch = batch.into_iter();
     let committed = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
-        for change in batch {
+        while batch.len() > 0 {
             transaction.execute_batch("SAVEPOINT change")?;
-            waiting.push(change(&transaction));
+            waiting.extend(batch.next().map(|change| change(Ok(&transaction))));
             transaction.execute_batch("RELEASE change")?;
         }
         transaction.commit()
     });
-    let committed = committed.map_err(|error| error.to_string());
+    let committed = committed.map_err(Failed::from);
+    if let Err(failed) = &committed {
+        // Those whose turn did not come are told why, too: only a record that is closed makes the chores end.
+        waiting.extend(batch.map(|change| change(Err(failed))));
+    }
     for done in waiting {
         done(committed.clone());
     }
@@ -218,4 +280,57 @@ pub(super) fn repository_made(connection: &Connection, name: &Repository) -> Res
 /// Returns an instant as the record keeps it.
 pub(super) fn nanos(time: Time) -> i64 {
     time.unix_nanos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(connection: &Connection) -> Result<(), Trouble> {
+        repository_made(connection, &Repository::parse("a").unwrap()).map(drop)
+    }
+
+    fn outcomes(connection: &mut Connection, changes: usize) -> Vec<Result<(), Trouble>> {
+        let (batch, waits): (Vec<_>, Vec<_>) = (0..changes).map(|_| job_of(put)).unzip();
+        write_batch(connection, batch);
+        let outcome = |wait: mpsc::Receiver<Outcome<()>>| {
+            let (committed, result) = wait.try_recv().expect("everybody who waits is answered");
+            result?;
+            Ok(committed?)
+        };
+        waits.into_iter().map(outcome).collect()
+    }
+
+    #[test]
+    fn a_transaction_that_does_not_begin_is_an_error_for_all_in_it_and_the_next_one_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registry.db");
+        Meta::open(&path, None, true).unwrap().close();
+        let (mut connection, other) = (connect(&path).unwrap(), connect(&path).unwrap());
+        connection.busy_timeout(Duration::ZERO).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let refused = outcomes(&mut connection, 3);
+        assert!(refused.iter().all(|outcome| matches!(outcome, Err(Trouble::Record(_)))), "{refused:?}");
+        other.execute_batch("ROLLBACK").unwrap();
+        assert!(outcomes(&mut connection, 3).iter().all(Result::is_ok));
+    }
+
+    #[test]
+    fn a_change_for_which_there_is_no_space_is_told_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registry.db");
+        Meta::open(&path, None, true).unwrap().close();
+        let mut connection = connect(&path).unwrap();
+        let full = |connection: &Connection| -> Result<(), Trouble> {
+            Ok(connection
+                .execute_batch("CREATE TABLE large (bytes BLOB); INSERT INTO large VALUES (zeroblob(9999999));")?)
+        };
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+        connection.query_row(&format!("PRAGMA max_page_count = {}", pages + 2), [], |_| Ok(())).unwrap();
+        let ((first, of_first), (second, of_second)) = (job_of(full), job_of(put));
+        write_batch(&mut connection, vec![first, second]);
+        let (_, result) = of_first.try_recv().unwrap();
+        assert!(result.unwrap_err().is_full(), "it says that there is no space");
+        of_second.try_recv().expect("the one behind it is answered too").1.ok();
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::{BlobReader, BlobStore, Stamp};
 use perennial_core::registry::name::{Algorithm, BlobDigest};
+use perennial_core::time::Time;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -42,6 +43,13 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Returns when a file came here: renaming changes the second of its times only, and a copy may keep the first.
+fn put_at(meta: &std::fs::Metadata) -> Time {
+    let nanos = |s: i64, nanos: i64| s.saturating_mul(1_000_000_000).saturating_add(nanos);
+    let times = (nanos(meta.mtime(), meta.mtime_nsec()), nanos(meta.ctime(), meta.ctime_nsec()));
+    Time::from_unix_nanos(times.0.max(times.1))
+}
+
 impl BlobStore for Directory {
     fn publish(&self, staged: &Path, digest: &BlobDigest) -> io::Result<()> {
         File::open(staged)?.sync_all()?;
@@ -77,15 +85,20 @@ impl BlobStore for Directory {
         }
     }
 
-    fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()> {
+    fn list(&self, each: &mut dyn FnMut(BlobDigest, Time)) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
             for byte in 0..=255_u8 {
                 let directory = self.blobs.join(algorithm.as_str()).join(format!("{byte:02x}"));
                 for entry in std::fs::read_dir(directory)? {
-                    let name = entry?.file_name();
+                    let entry = entry?;
+                    let name = entry.file_name();
                     let digest = name.to_str().map(|hex| BlobDigest::parse(&format!("{}:{hex}", algorithm.as_str())));
                     if let Some(Ok(digest)) = digest {
-                        each(digest);
+                        match entry.metadata() {
+                            Ok(meta) => each(digest, put_at(&meta)),
+                            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                            Err(error) => return Err(error),
+                        }
                     }
                 }
             }

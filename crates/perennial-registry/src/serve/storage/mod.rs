@@ -7,6 +7,8 @@ pub(crate) mod directory;
 pub(crate) mod s3;
 
 use perennial_core::registry::name::BlobDigest;
+use perennial_core::registry::upload::StorageRecord;
+use perennial_core::time::Time;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
@@ -43,8 +45,25 @@ pub(crate) trait BlobStore: Send + Sync + Debug {
     /// Puts a damaged blob aside, where somebody can look at it.
     fn quarantine(&self, digest: &BlobDigest) -> io::Result<()>;
 
-    /// Calls `each` for every blob that is there.
-    fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()>;
+    /// Returns the blobs on whose way here something was begun that takes space and may never end.
+    fn unfinished(&self) -> io::Result<Vec<BlobDigest>> {
+        Ok(Vec::new())
+    }
+
+    /// Gives up what was begun; the caller has the digest's lock, so that it is not under way.
+    fn give_up(&self, digest: &BlobDigest) -> io::Result<()> {
+        let _ = digest;
+        Ok(())
+    }
+
+    /// Calls `each` for every blob that is there, with when it was put.
+    fn list(&self, each: &mut dyn FnMut(BlobDigest, Time)) -> io::Result<()>;
+
+    /// Makes the store that of a registry; tells why where it cannot be. One whose record `is_new` has no blobs yet.
+    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+        let _ = (registry, is_new);
+        Ok(None)
+    }
 }
 
 /// Demands the contract of [`BlobStore`] of an implementation, on an empty store; `staging` is a directory for files.
@@ -59,7 +78,12 @@ pub(crate) fn conformance(store: &dyn BlobStore, staging: &Path) {
     };
     let list = || {
         let mut all = Vec::new();
-        store.list(&mut |digest| all.push(digest)).unwrap();
+        store
+            .list(&mut |digest, at| {
+                assert!(at.unix_nanos() > 1_600_000_000 * 1_000_000_000, "it says when: {at}");
+                all.push(digest);
+            })
+            .unwrap();
         all.sort();
         all
     };

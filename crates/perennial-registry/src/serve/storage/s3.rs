@@ -3,24 +3,29 @@
 
 use super::{BlobReader, BlobStore, Stamp};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path as Key;
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload, WriteMultipart,
+    ClientOptions, Error, GetOptions, GetRange, MultipartId, ObjectStore as _, ObjectStoreExt as _, PutPayload,
+    RetryConfig,
 };
+use perennial_core::format::{Format, decode, encode};
+use perennial_core::registry::bounds::{PART_BYTES, part_bytes};
 use perennial_core::registry::name::BlobDigest;
+use perennial_core::registry::upload::{PartsRecord, StorageRecord};
+use perennial_core::time::Time;
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::Path;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// Bytes of a part: S3 takes 10,000 parts of at least 5 MiB, which is 80 GB with this.
-const PART_BYTES: usize = 8 * 1024 * 1024;
-/// Parts that are on their way at once.
-const PARTS_AT_ONCE: usize = 4;
+/// Bytes of parts that are on their way at once, for one object.
+const PARTS_BYTES_AT_ONCE: u64 = 32 * 1024 * 1024;
 /// Longest time to reach the store.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -39,6 +44,8 @@ pub struct S3 {
     pub key_id: String,
     /// The key.
     pub secret: String,
+    /// How long the store may say nothing.
+    pub patience: Duration,
 }
 
 impl std::fmt::Debug for S3 {
@@ -60,17 +67,25 @@ impl S3 {
 pub(crate) struct Bucket {
     store: AmazonS3,
     prefix: Key,
+    /// Where it is noted what is being sent in parts.
+    notes: PathBuf,
     runtime: Handle,
 }
 
 impl Bucket {
-    /// Makes a client of the store; nothing is asked of it yet.
-    pub(crate) fn new(options: &S3, runtime: Handle) -> io::Result<Self> {
+    /// Makes a client of the store, for the registry whose directory is `storage`; nothing is asked of it yet.
+    pub(crate) fn new(options: &S3, storage: &Path, runtime: Handle) -> io::Result<Self> {
+        let notes = storage.join("parts");
+        std::fs::create_dir_all(&notes)?;
         // Only the first one installed counts, and any will do.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let client = ClientOptions::new().with_timeout_disabled().with_connect_timeout(CONNECT).with_allow_http(true);
+        // No bound on the whole of a request, as a blob may be large.
+        let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(options.patience);
+        let client = client.with_connect_timeout(CONNECT).with_allow_http(true);
+        let retry = RetryConfig { retry_timeout: options.patience, ..RetryConfig::default() };
         let mut builder = AmazonS3Builder::new()
             .with_client_options(client)
+            .with_retry(retry)
             .with_bucket_name(&options.bucket)
             .with_region(&options.region)
             .with_access_key_id(&options.key_id)
@@ -79,7 +94,7 @@ impl Bucket {
             builder = builder.with_endpoint(endpoint);
         }
         let prefix = Key::parse(&options.prefix).map_err(io::Error::other)?;
-        Ok(Self { store: builder.build()?, prefix, runtime })
+        Ok(Self { store: builder.build()?, prefix, notes, runtime })
     }
 
     fn key(&self, directory: &str, digest: &BlobDigest) -> Key {
@@ -89,36 +104,101 @@ impl Bucket {
         Key::from_iter(parts.chain(own))
     }
 
-    async fn send(&self, staged: &Path, key: &Key) -> io::Result<()> {
-        let mut file = File::open(staged)?;
-        if file.metadata()?.len() <= u64::try_from(PART_BYTES).unwrap_or(u64::MAX) {
+    fn below(&self, name: &str) -> Key {
+        Key::from_iter(self.prefix.parts().map(|part| part.as_ref().to_owned()).chain([name.to_owned()]))
+    }
+
+    async fn claimed(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+        let key = self.below("registry.json");
+        if let Some(object) = found(self.store.get(&key).await)? {
+            let owner: StorageRecord = decode(Format::Registry, &object.bytes().await?).map_err(io::Error::other)?;
+            return Ok((owner.id != registry.id).then(|| "its blobs belong to another registry".to_owned()));
+        }
+        // A registry of before has laid no claim; its record is not empty.
+        if is_new && self.store.list(Some(&self.below("blobs"))).next().await.transpose()?.is_some() {
+            return Ok(Some("there are blobs that the record does not know".to_owned()));
+        }
+        self.store.put(&key, PutPayload::from(encode(Format::Registry, registry))).await?;
+        Ok(None)
+    }
+
+    fn note(&self, digest: &BlobDigest) -> PathBuf {
+        self.notes.join(format!("{}-{}.json", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    async fn send(&self, staged: &Path, digest: &BlobDigest) -> io::Result<()> {
+        let (mut file, key) = (File::open(staged)?, self.key("blobs", digest));
+        let bytes = file.metadata()?.len();
+        if bytes <= PART_BYTES {
             let mut content = Vec::new();
             file.read_to_end(&mut content)?;
-            self.store.put(key, PutPayload::from(content)).await?;
+            self.store.put(&key, PutPayload::from(content)).await?;
             return Ok(());
         }
-        let mut upload = WriteMultipart::new_with_chunk_size(self.store.put_multipart(key).await?, PART_BYTES);
-        let sent = send_parts(&mut file, &mut upload).await;
-        match sent {
-            Ok(()) => upload.finish().await.map(drop).map_err(io::Error::from),
+        let part = part_bytes(bytes).ok_or(io::ErrorKind::FileTooLarge)?;
+        // Of a push that was killed.
+        self.give_up_parts(digest).await?;
+        let upload = self.store.create_multipart(&key).await?;
+        self.write_note(digest, &upload)?;
+        let sent = async {
+            let parts = self.send_parts(&file, (bytes, part), (&key, &upload)).await?;
+            Ok(self.store.complete_multipart(&key, &upload, parts).await.map(drop)?)
+        };
+        match sent.await {
+            Ok(()) => remove(&self.note(digest)),
             Err(error) => {
-                // Parts that stay behind cost space only; the error matters more than this one.
-                upload.abort().await.ok();
+                // Where this fails too, collection does it. The first error matters more.
+                self.give_up_parts(digest).await.ok();
                 Err(error)
             }
         }
     }
+
+    async fn send_parts(
+        &self,
+        file: &File,
+        (bytes, part): (u64, u64),
+        (key, upload): (&Key, &MultipartId),
+    ) -> io::Result<Vec<PartId>> {
+        let send = |number: u64| async move {
+            let offset = number.saturating_mul(part);
+            let length = usize::try_from(part.min(bytes.saturating_sub(offset))).map_err(io::Error::other)?;
+            let mut content = vec![0; length];
+            file.read_exact_at(&mut content, offset)?;
+            let index = usize::try_from(number).map_err(io::Error::other)?;
+            Ok::<_, io::Error>(self.store.put_part(key, upload, index, PutPayload::from(content)).await?)
+        };
+        let at_once = usize::try_from(PARTS_BYTES_AT_ONCE / part.max(1)).unwrap_or(1).max(1);
+        futures_util::stream::iter(0..bytes.div_ceil(part)).map(send).buffered(at_once).try_collect().await
+    }
+
+    fn write_note(&self, digest: &BlobDigest, upload: &MultipartId) -> io::Result<()> {
+        let (note, temporary) = (self.note(digest), self.note(digest).with_extension("new"));
+        let record = PartsRecord { upload: upload.clone() };
+        File::create(&temporary)?.write_all(&encode(Format::RegistryParts, &record))?;
+        std::fs::rename(temporary, note)
+    }
+
+    async fn give_up_parts(&self, digest: &BlobDigest) -> io::Result<()> {
+        let note = self.note(digest);
+        let bytes = match std::fs::read(&note) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // One that a power cut has left without its content names nothing, and must not keep the blob from being pushed.
+        if let Ok(record) = decode::<PartsRecord>(Format::RegistryParts, &bytes) {
+            // Those that were put together, or given up, are not there.
+            found(self.store.abort_multipart(&self.key("blobs", digest), &record.upload).await)?;
+        }
+        remove(&note)
+    }
 }
 
-async fn send_parts(file: &mut File, upload: &mut WriteMultipart) -> io::Result<()> {
-    loop {
-        let mut part = Vec::with_capacity(PART_BYTES);
-        let count = file.by_ref().take(u64::try_from(PART_BYTES).unwrap_or(u64::MAX)).read_to_end(&mut part)?;
-        if count == 0 {
-            return Ok(());
-        }
-        upload.wait_for_capacity(PARTS_AT_ONCE).await?;
-        upload.put(Bytes::from(part));
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -133,17 +213,27 @@ fn found<T>(result: Result<T, Error>) -> io::Result<Option<T>> {
 
 impl BlobStore for Bucket {
     fn publish(&self, staged: &Path, digest: &BlobDigest) -> io::Result<()> {
-        self.runtime.block_on(self.send(staged, &self.key("blobs", digest)))?;
+        self.runtime.block_on(self.send(staged, digest))?;
         std::fs::remove_file(staged)
     }
 
     fn open(&self, digest: &BlobDigest) -> io::Result<Option<Box<dyn BlobReader>>> {
         let key = self.key("blobs", digest);
         let Some(meta) = found(self.runtime.block_on(self.store.head(&key)))? else { return Ok(None) };
-        let tag = format!("{} {}", meta.e_tag.unwrap_or_default(), meta.last_modified);
+        let tag = format!("{} {}", meta.e_tag.as_deref().unwrap_or_default(), meta.last_modified);
+        let e_tag = meta.e_tag;
         let stamp = Stamp { bytes: meta.size, tag };
         let (store, runtime) = (self.store.clone(), self.runtime.clone());
-        Ok(Some(Box::new(ObjectReader { store, runtime, key, stamp, stream: None, at: 0, left_over: Bytes::new() })))
+        Ok(Some(Box::new(ObjectReader {
+            store,
+            runtime,
+            key,
+            e_tag,
+            stamp,
+            stream: None,
+            at: 0,
+            left_over: Bytes::new(),
+        })))
     }
 
     fn delete(&self, digest: &BlobDigest) -> io::Result<()> {
@@ -158,20 +248,39 @@ impl BlobStore for Bucket {
         Ok(())
     }
 
-    fn list(&self, each: &mut dyn FnMut(BlobDigest)) -> io::Result<()> {
-        let below =
-            Key::from_iter(self.prefix.parts().map(|part| part.as_ref().to_owned()).chain(["blobs".to_owned()]));
-        let mut objects = self.store.list(Some(&below));
+    fn unfinished(&self) -> io::Result<Vec<BlobDigest>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.notes)? {
+            let name = entry?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let digest = stem.and_then(|stem| stem.split_once('-'));
+            all.extend(digest.and_then(|(algorithm, hex)| BlobDigest::parse(&format!("{algorithm}:{hex}")).ok()));
+        }
+        Ok(all)
+    }
+
+    fn give_up(&self, digest: &BlobDigest) -> io::Result<()> {
+        self.runtime.block_on(self.give_up_parts(digest))
+    }
+
+    fn list(&self, each: &mut dyn FnMut(BlobDigest, Time)) -> io::Result<()> {
+        let mut objects = self.store.list(Some(&self.below("blobs")));
         while let Some(object) = self.runtime.block_on(objects.next()) {
-            let key = object?.location;
+            let object = object?;
+            let key = object.location;
+            let put_at = object.last_modified.timestamp_nanos_opt().unwrap_or(i64::MAX);
             let parts: Vec<_> = key.parts().collect();
             if let [.., algorithm, _, hex] = parts.as_slice()
                 && let Ok(digest) = BlobDigest::parse(&format!("{}:{}", algorithm.as_ref(), hex.as_ref()))
             {
-                each(digest);
+                each(digest, Time::from_unix_nanos(put_at));
             }
         }
         Ok(())
+    }
+
+    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+        self.runtime.block_on(self.claimed(registry, is_new))
     }
 }
 
@@ -180,6 +289,8 @@ struct ObjectReader {
     store: AmazonS3,
     runtime: Handle,
     key: Key,
+    /// What each request demands, so that all parts are of one copy.
+    e_tag: Option<String>,
     stamp: Stamp,
     stream: Option<BoxStream<'static, Result<Bytes, Error>>>,
     /// Where the stream stands, without what is left over.
@@ -212,7 +323,11 @@ impl ObjectReader {
     async fn read(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         let mut all = Vec::with_capacity(bytes);
         if bytes > 0 && (self.stream.is_none() || self.at != offset) {
-            let options = GetOptions { range: Some(GetRange::Offset(offset)), ..GetOptions::default() };
+            let options = GetOptions {
+                range: Some(GetRange::Offset(offset)),
+                if_match: self.e_tag.clone(),
+                ..GetOptions::default()
+            };
             self.stream = Some(self.store.get_opts(&self.key, options).await?.into_stream());
             (self.at, self.left_over) = (offset, Bytes::new());
         }
@@ -263,14 +378,15 @@ mod tests {
             region: "us-east-1".into(),
             key_id: "S3RVER".into(),
             secret: "S3RVER".into(),
+            patience: Duration::from_secs(60),
         };
         // The client tries again until the server is there.
-        let bucket = Bucket::new(&options, runtime.handle().clone()).unwrap();
+        let bucket = Bucket::new(&options, place.path(), runtime.handle().clone()).unwrap();
         super::super::conformance(&bucket, place.path());
         let other = S3 { prefix: String::new(), ..options };
-        let other = Bucket::new(&other, runtime.handle().clone()).unwrap();
+        let other = Bucket::new(&other, place.path(), runtime.handle().clone()).unwrap();
         let mut count = 0;
-        other.list(&mut |_| count += 1).unwrap();
+        other.list(&mut |_, _| count += 1).unwrap();
         assert_eq!(count, 0, "another prefix is another store");
     }
 }

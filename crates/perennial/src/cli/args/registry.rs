@@ -59,12 +59,15 @@ pub struct RegistryArgs {
     /// Collect what nothing needs, this often; 0 never
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub gc_every: String,
-    /// Keep what nothing needs this long after it was last asked for
+    /// Keep what nothing needs this long after it was last asked for; at least 1m
     #[arg(long, value_name = "TIME", default_value = "24h")]
     pub gc_grace: String,
     /// Collect manifests too that no tag, index or subject keeps
     #[arg(long)]
     pub gc_untagged: bool,
+    /// Collect blobs that the record does not know even where they are most of all
+    #[arg(long)]
+    pub gc_unknown: bool,
     /// Read every blob again in the background
     #[arg(long)]
     pub scrub: bool,
@@ -74,10 +77,10 @@ pub struct RegistryArgs {
     /// Leave a blob alone this long after it was read
     #[arg(long, value_name = "TIME", default_value = "168h")]
     pub scrub_every: String,
-    /// End connections that send or take nothing for this long while they should
+    /// End connections that send or take nothing, or next to nothing, for this long while they should
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub patience: String,
-    /// Most connections at once; more wait
+    /// Most connections at once; more wait. Each needs two open files
     #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
     pub connections: usize,
 }

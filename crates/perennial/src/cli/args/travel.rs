@@ -22,6 +22,9 @@ pub struct PushArgs {
     /// Name it gets there
     #[arg(long = "as", value_name = "NAME")]
     pub other_name: Option<String>,
+    /// Send everything again, because something there is damaged; what is only there goes
+    #[arg(long)]
+    pub whole: bool,
     /// Leave out keys that can read what is there and that the remote does not name (`remote set`)
     #[arg(long)]
     pub drop_recipients: bool,

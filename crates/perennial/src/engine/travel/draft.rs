@@ -1,5 +1,6 @@
 //! What a push will leave in the registry: ours, and what only they have and the container may keep.
 
+use super::Order;
 use super::arrive::other_current;
 use super::link::Found;
 use super::load::Load;
@@ -7,14 +8,14 @@ use crate::engine::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
 use perennial_core::generations::Generation;
-use perennial_core::id::{ContainerName, LayerId, Seq};
+use perennial_core::id::{LayerId, Seq};
 use perennial_core::layers::LayerRecord;
 use perennial_core::travel::facts::{Facts, settle};
 use perennial_core::travel::history::{Mark, Relation, marks};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::CONTAINER_TAG;
 use perennial_core::travel::settings::Withheld;
-use perennial_core::travel::{Contents, ImageAt, PAST_MAX, PackAt, Parcel, Sender};
+use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, Sender};
 use perennial_registry::repository::Repository;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,7 +90,7 @@ pub(super) struct Draft {
 impl Draft {
     /// Returns whether that is there already, in all that matters to whoever pulls it.
     pub(super) fn is_same(&self, there: &Parcel) -> bool {
-        let Contents::Container { container, .. } = &there.contents else { return false };
+        let Contents::Container { container, images, .. } = &there.contents else { return false };
         let seen = |container: &Container| {
             let generations = container.queue.iter().flat_map(|queue| &queue.generations);
             let list: Vec<Generation> =
@@ -101,13 +102,17 @@ impl Draft {
                 container.image.clone(),
             )
         };
-        self.new.is_empty() && seen(container) == seen(&self.container) && container.policy == self.container.policy
+        self.new.is_empty()
+            && seen(container) == seen(&self.container)
+            && container.policy == self.container.policy
+            && *images == self.images
     }
 }
 
 impl Engine {
     /// Puts together what will be there.
-    pub(super) fn draft(&self, load: &Load, theirs: Option<Theirs>, ours: &[Mark], name: &ContainerName) -> Draft {
+    pub(super) fn draft(&self, load: &Load, theirs: Option<Theirs>, ours: &[Mark], order: &Order) -> Draft {
+        let name = order.other_name.as_ref().unwrap_or(&order.name);
         let mut container = Container { name: name.clone(), ..load.container.clone() };
         // Layers of images are in the parcels of the images.
         let mut layers = load.own();
@@ -123,13 +128,18 @@ impl Engine {
                 generation.layers = adopted.stack(&generation.layers);
             }
             let own = container.queue.take().unwrap_or_default();
+            if order.is_whole {
+                queue.generations.retain(|generation| own.get(generation.seq).is_some());
+            }
             let merged = queues(&own, &queue, Newer::Ours, container.policy.keep);
             let needed = merged.layers();
             let added = adopted.new.into_iter().map(|(layer, _)| layer);
             layers.extend(added.filter(|layer| needed.contains(&layer.id)));
             has_theirs = merged.generations.iter().any(|generation| own.get(generation.seq).is_none());
             images = theirs.images;
-            images.retain(|at| merged.generations.iter().any(|generation| generation.image == at.image));
+            // What packs have that only they need may be put together with what is in any of these.
+            let is_needed = |at: &ImageAt| merged.generations.iter().any(|generation| generation.image == at.image);
+            images.retain(|at| has_theirs || is_needed(at));
             container.queue = if merged.generations.is_empty() { None } else { Some(merged) };
         }
         let generations = container.queue.iter().flat_map(|queue| &queue.generations);
@@ -139,16 +149,4 @@ impl Engine {
         let new = kept.into_iter().filter(|seq| !known.contains(seq)).collect();
         Draft { container, layers, past, images, new, has_theirs }
     }
-}
-
-/// Packs that only their generations need stay, too.
-pub(super) fn keep_theirs(mut packs: Vec<PackAt>, found: Option<&Found>, has_theirs: bool) -> Vec<PackAt> {
-    if has_theirs && let Some(found) = found {
-        for pack in &found.parcel.packs {
-            if !packs.iter().any(|known| known.id == pack.id) {
-                packs.push(pack.clone());
-            }
-        }
-    }
-    packs
 }

@@ -95,9 +95,13 @@ impl<'a> Landing<'a> {
     /// Fetches the indexes of packs that were never fetched before.
     fn fetch_indexes(&self) -> Result<()> {
         let known = self.engine.index_dir()?;
-        let name = |gap: &Gap| self.packs.get(gap.pack).map(|(_, pack)| pack.id.to_string()).unwrap_or_default();
+        let name = |gap: &Gap| {
+            let (of, pack) = self.packs.get(gap.pack)?;
+            Some(Engine::index_name(self.repositories.get(*of)?, pack))
+        };
         for gap in self.incoming.index_gaps()? {
-            match std::fs::read(known.join(name(&gap))) {
+            let Some(name) = name(&gap) else { continue };
+            match std::fs::read(known.join(name)) {
                 Ok(bytes) if len(&bytes) == gap.range.end.saturating_sub(gap.range.start) => {
                     self.incoming.put(gap.pack, gap.range.start, &bytes)?;
                 }
@@ -108,9 +112,10 @@ impl<'a> Landing<'a> {
         self.fetch(gaps.clone())?;
         let directory = atomic::open_directory(&known)?;
         for gap in gaps {
+            let Some(name) = name(&gap) else { continue };
             // Only so that it need not be fetched again.
             let bytes = self.incoming.get(gap.pack, gap.range.clone())?;
-            atomic::write_unsynced(directory.as_fd(), &name(&gap), &bytes).ok();
+            atomic::write_unsynced(directory.as_fd(), &name, &bytes).ok();
         }
         Ok(())
     }
@@ -292,8 +297,8 @@ fn damaged(error: impl Into<anyhow::Error>) -> Failure {
         return failure.while_doing("cannot keep what came from the registry");
     }
     failure.code(Code::Damaged).while_doing("what came from the registry cannot be used").hint(
-        "nothing was changed here; the registry or something on the way damaged it: try again, or push again from a \
-         machine that has it whole",
+        "nothing was changed here; the registry or something on the way damaged it: try again; `perennial push \
+         --whole` on a machine that has it whole sends everything again",
     )
 }
 

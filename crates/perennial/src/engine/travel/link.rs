@@ -6,6 +6,7 @@ use super::keys::keys_of;
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::Digest;
+use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{Index, Section};
 use perennial_core::travel::artifact::Artifact;
 use perennial_core::travel::cipher::{Dropping, Readers, Recipient, Secrecy, readers};
@@ -67,6 +68,11 @@ impl Link {
 
     pub(super) fn secrecy(&self) -> Secrecy {
         if self.keys.is_some() { Secrecy::Encrypted } else { Secrecy::Plain }
+    }
+
+    /// Returns the keys that what is sent is encrypted for.
+    pub(super) fn recipients(&self) -> Vec<Recipient> {
+        self.keys.as_ref().map(Keys::recipients).unwrap_or_default()
     }
 
     /// Never takes what is not encrypted for what is, and never the other way round.
@@ -191,13 +197,18 @@ impl Engine {
         Ok(kept)
     }
 
+    /// Returns the name of the file for the index of a pack: what one registry says is believed of that one only.
+    pub(super) fn index_name(repository: &Repository, pack: &PackAt) -> String {
+        ObjectId::of(format!("{}\n{}\n{}", repository.name(), pack.digest, pack.id).as_bytes()).to_string()
+    }
+
     /// Returns what packs of a repository have: as was kept here, else as the registry says.
     pub(super) fn indexes(&self, repository: &Repository, packs: &[PackAt]) -> Result<Vec<Index>> {
         let kept = self.index_dir()?;
         let mut indexes = Vec::new();
         let mut missing = Vec::new();
         for pack in packs {
-            match std::fs::read(kept.join(pack.id.to_string())).ok().and_then(|bytes| decode(&bytes)) {
+            match std::fs::read(kept.join(Self::index_name(repository, pack))).ok().and_then(|bytes| decode(&bytes)) {
                 Some(index) => indexes.push(index),
                 None => missing.push(pack),
             }
@@ -218,10 +229,12 @@ impl Engine {
         for (pack, bytes) in missing.iter().zip(fetched.into_inner()) {
             let index = decode(&bytes).ok_or_else(|| {
                 let message = format!("pack {} in {} has no index", pack.id, repository.name());
-                Failure::new(Code::Damaged, message).hint("nothing was changed; push again from a machine that has all")
+                Failure::new(Code::Damaged, message).hint(
+                    "nothing was changed; `perennial push --whole` on a machine that has it whole sends everything again",
+                )
             })?;
             // Only so that it need not be asked for again.
-            atomic::write_unsynced(directory.as_fd(), &pack.id.to_string(), &bytes).ok();
+            atomic::write_unsynced(directory.as_fd(), &Self::index_name(repository, pack), &bytes).ok();
             indexes.push(index);
         }
         Ok(indexes)

@@ -7,6 +7,7 @@ use perennial_core::generations::{Generation, Health, Queue};
 use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId, Seq};
 use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerRecord};
+use perennial_core::travel::clean;
 use perennial_store::root::{Lock, LockMode, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -101,7 +102,10 @@ impl Engine {
             let is_damaged = |generation: &Generation| generation.health == Health::Damaged;
             left_out = queue.generations.iter().filter(|g| is_damaged(g)).map(|g| g.seq).collect();
             queue.generations.retain(|generation| !is_damaged(generation));
-            queue.generations.iter_mut().for_each(|generation| generation.cold = false);
+            for generation in &mut queue.generations {
+                generation.cold = false;
+                generation.note = generation.note.as_deref().map(clean);
+            }
             (queue.undo, queue.held) = (None, None);
             if queue.current.is_some_and(|current| queue.get(current).is_none()) {
                 queue.current = queue.generations.iter().rev().find(|g| !g.quarantined).map(|g| g.seq);
@@ -115,6 +119,7 @@ impl Engine {
         if !has_run {
             container.queue = None;
         }
+        container.image_name = clean(&container.image_name);
         container.conditions.clear();
         container.policy.push = None;
         container.next_event = 1;

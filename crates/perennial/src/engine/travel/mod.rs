@@ -49,6 +49,8 @@ pub struct Order {
     pub credentials: Credentials,
     /// Failures in a row after which a request is given up.
     pub tries_max: u32,
+    /// Whether everything is sent again, because something there is damaged.
+    pub is_whole: bool,
     /// Whether somebody may be left out who can read what is there.
     pub dropping: Dropping,
 }
@@ -61,7 +63,7 @@ impl Order {
     pub fn new(name: ContainerName, remote: Option<String>, login: &LoginArgs) -> Result<Self> {
         let credentials = login_of(login)?;
         let (tries_max, dropping) = (TRIES_ASKED, Dropping::Refused);
-        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max, dropping })
+        Ok(Self { name, until: None, other_name: None, remote, credentials, tries_max, dropping, is_whole: false })
     }
 }
 

@@ -7,7 +7,8 @@
 //! Up to the tag nothing in the registry has changed for anybody; it can be cut off at any instant and goes on with
 //! what is not there yet. It holds no container's lock: a start goes on beside it.
 
-use super::draft::{Draft, Theirs, keep_theirs, restore_settings};
+use super::draft::{Draft, Theirs, restore_settings};
+use super::image::absent_packs;
 use super::link::{Found, Link, find};
 use super::load::Load;
 use super::send::Consignment;
@@ -17,11 +18,13 @@ use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, Digest, Seq};
+use perennial_core::sealed::pack::Index;
 use perennial_core::travel::facts::Facts;
 use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
 use perennial_core::travel::remote::Tracking;
-use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, Sender};
+use perennial_core::travel::send::Standing;
+use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, ParcelError, Sender};
 use perennial_registry::progress::Progress;
 use perennial_registry::repository::{Access, Expected, Repository, RepositoryError, Traffic};
 use perennial_store::root::Wait;
@@ -53,6 +56,8 @@ pub(super) struct Sending<'a> {
     pub(super) sender: Sender,
     pub(super) progress: &'a dyn Progress,
     pub(super) traffic: Traffic,
+    /// Whether everything is sent again.
+    pub(super) is_whole: bool,
 }
 
 impl Engine {
@@ -85,7 +90,7 @@ impl Engine {
         let mut load = self.load(id, order.until)?;
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
-        let found = find(link, &repository, CONTAINER_TAG)?;
+        let mut found = find(link, &repository, CONTAINER_TAG)?;
         let tracking = self.tracking(id, &link.remote.name)?;
         let ours = our_marks(&load, &tracking, order);
         let mut theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
@@ -93,7 +98,13 @@ impl Engine {
         let relation = relate(&ours, past.as_deref().unwrap_or_default());
         match (relation, &found) {
             (Relation::Ahead | Relation::Same, _) | (_, None) => {}
-            (Relation::Behind, Some(_)) => return Ok(nothing(&repository, &load, past.unwrap_or_default())),
+            (Relation::Behind, Some(found)) => {
+                // It may not be known here that what is here has arrived.
+                let theirs = past.unwrap_or_default();
+                let arrived: Vec<Mark> = ours.into_iter().filter(|mark| theirs.contains(mark)).collect();
+                self.remember_arrived(id, link, order, (&arrived, &found.tagged.digest))?;
+                return Ok(nothing(&repository, &load, theirs));
+            }
             (relation @ (Relation::Diverged { .. } | Relation::Unrelated), Some(found)) => {
                 return Err(conflict(&repository, (order, &self.machine()), relation, &found.parcel.sent));
             }
@@ -105,16 +116,21 @@ impl Engine {
         }
         restore_settings(&mut load, theirs.as_ref());
         let sender = Sender { at: self.now(), machine: self.machine(), by: self.actor.clone() };
-        let mut sending = Sending { link, sender, progress, traffic: Traffic::default() };
-        let draft = self.draft(&load, theirs, &ours, name);
+        let is_whole = order.is_whole;
+        let mut sending = Sending { link, sender, progress, traffic: Traffic::default(), is_whole };
+        let mut draft = self.draft(&load, theirs, &ours, order);
+        let elsewhere = self.send_images(&mut sending, &load, &mut draft)?;
+        let standing = standing(&repository, found.as_mut(), &draft, order)?;
         if let Some(found) = &found
             && !link.has_other_readers(&repository, &found.parcel)?
             && draft.is_same(&found.parcel)
+            && !standing.loses_base
+            && !is_whole
         {
             self.remember(id, link, order, (&ours, &found.tagged.digest, &here))?;
             return Ok(nothing(&repository, &load, ours));
         }
-        let (digest, new) = self.dispatch(&repository, &mut sending, &load, (draft, found))?;
+        let (digest, new) = self.dispatch((&repository, &elsewhere, standing), &sending, &load, (draft, found))?;
         self.remember(id, link, order, (&ours, &digest, &here))?;
         add(&mut sending.traffic, repository.traffic());
         Ok(Pushed {
@@ -131,15 +147,10 @@ impl Engine {
         })
     }
 
-    /// Sends images, packs and parcel, and has the tag lead there.
-    fn dispatch(
-        &self,
-        repository: &Repository,
-        sending: &mut Sending<'_>,
-        load: &Load,
-        (draft, found): (Draft, Option<Found>),
-    ) -> Result<(Digest, Vec<Seq>)> {
-        let mut images: BTreeMap<Digest, ImageAt> = draft.images.into_iter().map(|at| (at.image.clone(), at)).collect();
+    /// Makes sure that the images are there that are named; returns what is in their packs.
+    fn send_images(&self, sending: &mut Sending<'_>, load: &Load, draft: &mut Draft) -> Result<Vec<Index>> {
+        let kept = std::mem::take(&mut draft.images);
+        let mut images: BTreeMap<Digest, ImageAt> = kept.into_iter().map(|at| (at.image.clone(), at)).collect();
         let mut elsewhere = Vec::new();
         for image in &load.images {
             let layers = load.records(image.layers.iter().cloned());
@@ -148,21 +159,31 @@ impl Engine {
             images.insert(at.image.clone(), at);
             elsewhere.append(&mut indexes);
         }
+        draft.images = images.into_values().collect();
+        Ok(elsewhere)
+    }
+
+    /// Sends packs and parcel, and has the tag lead there.
+    fn dispatch(
+        &self,
+        (repository, elsewhere, standing): (&Repository, &[Index], Standing),
+        sending: &Sending<'_>,
+        load: &Load,
+        (draft, found): (Draft, Option<Found>),
+    ) -> Result<(Digest, Vec<Seq>)> {
         let spool = format!("{}-{}", load.container.id, sending.link.remote.name);
         let there = found.as_ref().map(|found| found.parcel.packs.clone()).unwrap_or_default();
         // What only they have is in their packs, which then stay.
         let layers = load.own();
-        let consignment =
-            Consignment { repository, spool: spool.clone(), layers: &layers, elsewhere: &elsewhere, there };
-        let packs = self.send_packs(consignment, sending)?;
-        let packs = keep_theirs(packs, found.as_ref(), draft.has_theirs);
-        let contents = Contents::Container {
-            container: Box::new(draft.container),
-            past: draft.past,
-            images: images.into_values().collect(),
-        };
-        let (link, sent) = (sending.link, sending.sender.clone());
-        let parcel = Parcel { contents, layers: draft.layers, packs, sent, recipients: Vec::new() };
+        let contents =
+            Contents::Container { container: Box::new(draft.container), past: draft.past, images: draft.images };
+        let (link, sent, packs) = (sending.link, sending.sender.clone(), Vec::new());
+        let mut parcel = Parcel { contents, layers: draft.layers, packs, sent, recipients: link.recipients() };
+        // As whoever fetches it will: before anything is sent, and once more with what it names.
+        parcel.check().map_err(unsendable)?;
+        let consignment = Consignment { repository, spool: spool.clone(), layers: &layers, elsewhere, there, standing };
+        parcel.packs = self.send_packs(consignment, sending)?;
+        parcel.check().map_err(unsendable)?;
         let annotations = annotations(&parcel);
         let manifest = link.send_parcel(repository, parcel, annotations)?;
         let expected = found.as_ref().map_or(Expected::Nothing, |found| Expected::This(&found.tagged));
@@ -171,6 +192,25 @@ impl Engine {
             .map_err(|error| raced(link, repository, &self.machine(), error))?;
         self.clear_spool(&spool);
         Ok((digest, draft.new))
+    }
+
+    /// Records what of ours is known to be there now, where theirs goes on after it.
+    fn remember_arrived(
+        &self,
+        id: &ContainerId,
+        link: &Link,
+        order: &Order,
+        (arrived, manifest): (&[Mark], &Digest),
+    ) -> Result<()> {
+        if order.other_name.is_some() {
+            return Ok(());
+        }
+        let mut tracking = self.tracking(id, &link.remote.name)?;
+        let from = arrived.len().saturating_sub(PAST_MAX);
+        tracking.marks = arrived.get(from..).unwrap_or_default().to_vec();
+        tracking.manifest = Some(manifest.clone());
+        tracking.done_at = Some(self.now());
+        self.track(id, &link.remote.name, &tracking)
     }
 
     /// Records what is there now; what was sent under another name is not asked for again. What others changed there of
@@ -194,6 +234,35 @@ impl Engine {
         tracking.done_at = Some(self.now());
         self.track(id, &link.remote.name, &tracking)
     }
+}
+
+/// Looks at the packs that are there: those that are gone are named no more.
+fn standing(repository: &Repository, found: Option<&mut Found>, draft: &Draft, order: &Order) -> Result<Standing> {
+    let Draft { has_theirs, .. } = *draft;
+    let mut standing = Standing { loses_base: false, has_theirs, is_whole: order.is_whole };
+    let Some(found) = found else { return Ok(standing) };
+    let is_lacking = absent_packs(repository, &mut found.parcel)?;
+    if is_lacking && has_theirs {
+        let name = &order.name;
+        let message =
+            format!("{} has lost contents, and generations that are only there may need them", repository.name());
+        return Err(Failure::new(Code::Damaged, message).hint(format!(
+            "`perennial push {name}` on the machine that has them sends them again; `perennial push --whole {name}` gives \
+             them up, and sends what is here"
+        )));
+    }
+    if let Contents::Container { images, .. } = &found.parcel.contents {
+        standing.loses_base =
+            is_lacking || images.iter().any(|at| !draft.images.iter().any(|now| now.image == at.image));
+    }
+    Ok(standing)
+}
+
+fn unsendable(error: ParcelError) -> Failure {
+    Failure::from(error)
+        .code(Code::Host)
+        .while_doing("nobody could fetch what would be sent")
+        .hint("nothing in the registry was changed; evict the generation that is named, or let it age out")
 }
 
 fn our_marks(load: &Load, tracking: &Tracking, order: &Order) -> Vec<Mark> {

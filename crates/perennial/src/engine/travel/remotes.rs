@@ -8,9 +8,8 @@ use perennial_core::container::Container;
 use perennial_core::format::{self, Format};
 use perennial_core::generations::Generation;
 use perennial_core::id::ContainerId;
-use perennial_core::travel::history::Mark;
 use perennial_core::travel::place::parse_address;
-use perennial_core::travel::remote::{Remote, Tracking};
+use perennial_core::travel::remote::{Lacking, Remote, Tracking};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use std::path::PathBuf;
 
@@ -21,6 +20,8 @@ pub struct Unsent {
     pub remote: String,
     /// Generations that are not there, oldest first.
     pub generations: Vec<Generation>,
+    /// How many were let go and were never there.
+    pub gone: u64,
     /// What is known of it there.
     pub tracking: Tracking,
 }
@@ -151,10 +152,9 @@ impl Engine {
     pub fn unsent(&self, container: &Container) -> Result<Option<Unsent>> {
         let Some(remote) = container.policy.push.clone() else { return Ok(None) };
         let tracking = self.tracking(&container.id, &remote)?;
-        let generations = container.queue.iter().flat_map(|queue| &queue.generations);
-        let is_there = |generation: &Generation| tracking.marks.contains(&Mark::of(generation));
-        let generations: Vec<Generation> = generations.filter(|generation| !is_there(generation)).cloned().collect();
-        Ok(if generations.is_empty() { None } else { Some(Unsent { remote, generations, tracking }) })
+        let lacking = container.queue.as_ref().map(|queue| tracking.lacks(queue)).unwrap_or_default();
+        let Lacking { generations, gone } = lacking;
+        Ok(if generations.is_empty() { None } else { Some(Unsent { remote, generations, gone, tracking }) })
     }
 }
 

@@ -8,13 +8,13 @@
 use super::contents::Contents;
 use super::keys::Sealer;
 use super::push::Sending as Push;
-use crate::engine::Engine;
+use crate::engine::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::layers::LayerRecord;
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::pack::Index;
+use perennial_core::sealed::pack::{Index, Section};
 use perennial_core::travel::PackAt;
-use perennial_core::travel::send::{Sending, plan};
+use perennial_core::travel::send::{Sending, Standing, plan};
 use perennial_registry::repository::{Repository, Upload, sum};
 use perennial_store::atomic;
 use perennial_store::cold::{Known, Outgoing, OutgoingError, OutgoingPack};
@@ -36,6 +36,8 @@ pub(super) struct Consignment<'a> {
     pub(super) elsewhere: &'a [Index],
     /// Packs that are there.
     pub(super) there: Vec<PackAt>,
+    /// What is known of them.
+    pub(super) standing: Standing,
 }
 
 impl Engine {
@@ -49,15 +51,51 @@ impl Engine {
         std::fs::remove_dir_all(self.spool_dir(spool)).ok();
     }
 
+    /// Returns the directory in a spool for packs that rely on some others. What an attempt with other ones has left is
+    /// removed: what its packs leave out is not where these go.
+    fn bound_spool(&self, spool: &str, basis: &[u8]) -> Result<String> {
+        let name = ObjectId::of(basis).to_string();
+        let entries = match std::fs::read_dir(self.spool_dir(spool)) {
+            Ok(entries) => entries.collect::<std::io::Result<Vec<_>>>()?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        for entry in entries.iter().filter(|entry| entry.file_name() != name.as_str()) {
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(format!("{spool}/{name}"))
+    }
+
     /// Packs and sends what a repository lacks of layers; returns the packs that hold all of it then.
     pub(super) fn send_packs(&self, consignment: Consignment<'_>, sending: &Push<'_>) -> Result<Vec<PackAt>> {
-        let Consignment { repository, spool, layers, elsewhere, mut there } = consignment;
-        if plan(&there, self.needed_bytes(layers)?) == Sending::Afresh {
+        let Consignment { repository, spool, layers, elsewhere, mut there, standing } = consignment;
+        let planned = plan(&there, self.needed_bytes(layers)?, standing);
+        if planned == Sending::Afresh {
             there.clear();
         }
         let mut known = Known::default();
-        self.indexes(repository, &there)?.iter().chain(elsewhere).for_each(|index| known.add(index));
-        let packed = self.pack_outgoing(&spool, known, layers)?;
+        let mut basis = format!("{}\n{planned:?}\n{}\n", repository.name(), standing.is_whole).into_bytes();
+        for index in &self.indexes(repository, &there)? {
+            match planned {
+                Sending::GoOn | Sending::Afresh => known.add(index),
+                Sending::Doubt => known.add_chunks(index),
+            }
+        }
+        there.iter().for_each(|pack| basis.extend(pack.id.as_bytes()));
+        for index in elsewhere {
+            known.add(index);
+            basis.extend(ObjectId::of(&Section::Index(index.clone()).encode()?).as_bytes());
+        }
+        let spool = self.bound_spool(&spool, &basis)?;
+        let mut outgoing = Outgoing::open(&self.spool_dir(&spool), known)?;
+        if standing.is_whole {
+            outgoing = outgoing.salted(random::<16>()?.to_vec());
+        }
+        let packed = self.pack_outgoing(outgoing, layers)?;
         let known: BTreeSet<ObjectId> = there.iter().map(|pack| pack.id).collect();
         let (mut uploads, mut sent) = (Vec::new(), Vec::new());
         let sealer = match &sending.link.keys {
@@ -71,17 +109,18 @@ impl Engine {
                 None => (File::open(&path)?, None),
             };
             let (digest, blob_bytes) = sum(&file)?;
-            there.push(PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes, cipher });
+            let pack = PackAt { id, digest: digest.clone(), bytes, index_offset, content_bytes, cipher };
+            sent.push((Self::index_name(repository, &pack), path, index_offset..bytes));
+            there.push(pack);
             uploads.push(Upload { digest, file, bytes: blob_bytes, name: id.to_string() });
-            sent.push((id, path, index_offset..bytes));
         }
         repository.send_blobs(&uploads, sending.progress)?;
         let directory = atomic::open_directory(&self.index_dir()?)?;
-        for (id, path, range) in sent {
+        for (name, path, range) in sent {
             let mut index = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
             File::open(path)?.read_exact_at(&mut index, range.start)?;
             // Only so that the next push need not ask for it.
-            atomic::write_unsynced(directory.as_fd(), &id.to_string(), &index).ok();
+            atomic::write_unsynced(directory.as_fd(), &name, &index).ok();
         }
         Ok(there)
     }
@@ -98,8 +137,7 @@ impl Engine {
     }
 
     /// Writes packs of what is not known; those an earlier attempt has left are among them.
-    fn pack_outgoing(&self, spool: &str, known: Known, layers: &[LayerRecord]) -> Result<Vec<OutgoingPack>> {
-        let mut outgoing = Outgoing::open(&self.spool_dir(spool), known)?;
+    fn pack_outgoing(&self, mut outgoing: Outgoing, layers: &[LayerRecord]) -> Result<Vec<OutgoingPack>> {
         let mut contents = Contents::open(self)?;
         for layer in layers {
             let Some(manifest) = &layer.manifest else { continue };

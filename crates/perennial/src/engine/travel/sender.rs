@@ -77,6 +77,7 @@ impl Engine {
                 remote: Some(unsent.remote.clone()),
                 credentials: stored_login(),
                 tries_max: 1,
+                is_whole: false,
                 dropping: Dropping::Refused,
             };
             match self.push(&order, &Silent) {
@@ -143,7 +144,12 @@ fn in_words(unsent: &Unsent) -> String {
         (Some(error), failures) if failures > 1 => format!("; {failures} tries failed, the last with: {error}"),
         (Some(_) | None, _) => String::new(),
     };
-    format!("{what} ({bytes}) not yet at {}{why}", unsent.remote)
+    let gone = match unsent.gone {
+        0 => String::new(),
+        1 => "; 1 more was let go and was never there".to_owned(),
+        gone => format!("; {gone} more were let go and were never there"),
+    };
+    format!("{what} ({bytes}) not yet at {}{gone}{why}", unsent.remote)
 }
 
 /// Whether it may work later without anybody doing anything.
