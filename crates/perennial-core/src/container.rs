@@ -14,6 +14,7 @@ use crate::generations::{Health, Kind, Policy, Queue};
 use crate::id::{ContainerId, ContainerName, Digest, LayerId, RunId, Seq};
 use crate::spec::ContainerSpec;
 use crate::time::Time;
+use crate::travel::settings::Withheld;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -46,6 +47,9 @@ pub struct Container {
     pub created_at: Time,
     /// Number of the next entry of its event log.
     pub next_event: u64,
+    /// Settings that came from a registry and are not taken here.
+    #[serde(default, skip_serializing_if = "Withheld::is_empty")]
+    pub withheld: Withheld,
     /// Fields of a newer release, kept as they are.
     #[serde(flatten)]
     pub extra: BTreeMap<String, serde_json::Value>,
@@ -276,6 +280,7 @@ impl Container {
             conditions: Vec::new(),
             created_at,
             next_event: 1,
+            withheld: Withheld::default(),
             extra: BTreeMap::new(),
         }
     }

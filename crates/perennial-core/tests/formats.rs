@@ -17,6 +17,7 @@ use perennial_core::travel::cipher::PackCipher;
 use perennial_core::travel::facts::Facts;
 use perennial_core::travel::history::Mark;
 use perennial_core::travel::remote::{Encryption, Remote, Tracking};
+use perennial_core::travel::settings::Withheld;
 use perennial_core::travel::{Contents, ImageAt, PackAt, Parcel, Sender};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -235,6 +236,12 @@ fn exiting() -> Phase {
 #[test]
 fn the_frozen_container_means_what_it_meant() {
     check_frozen(Format::Container, &container(exiting()));
+    let volumes = vec![Volume { source: "/".into(), target: "/host".into(), read_only: false }];
+    let withheld = Withheld { volumes, cap_add: texts(&["ALL"]), runtime: None };
+    let wary = Container { withheld, ..container(Phase::Dormant) };
+    let value: Value = serde_json::from_slice(&encode(Format::Container, &wary)).expect("encode writes JSON");
+    assert_eq!(value["body"]["withheld"]["cap_add"], json!(["ALL"]));
+    assert_eq!(decode(Format::Container, &encode(Format::Container, &wary)), Ok(wary));
 }
 
 fn an_image() -> Image {

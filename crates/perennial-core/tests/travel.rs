@@ -16,7 +16,7 @@ use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::{component, hidden, of_container, of_hidden_image, of_image, parse_address};
 use perennial_core::travel::remote::{Tracking, pause_s};
 use perennial_core::travel::send::{Sending, Standing, plan};
-use perennial_core::travel::settings::disarm;
+use perennial_core::travel::settings::Withheld;
 use perennial_core::travel::{PACKS_MAX, PackAt, TEXT_BYTES_MAX, clean};
 use std::collections::BTreeMap;
 
@@ -325,11 +325,21 @@ fn what_reaches_into_the_host_is_named_and_taken_away() {
         runtime: Some("/tmp/evil".into()),
         ..ContainerSpec::default()
     };
-    assert_eq!(disarm(&mut spec), ["volume /:/host", "capability ALL", "runtime /tmp/evil"]);
+    let before = spec.clone();
+    let withheld = Withheld::take(&mut spec);
+    assert_eq!(withheld.in_words(), ["volume /:/host", "capability ALL", "runtime /tmp/evil"]);
     let expected =
         ContainerSpec { env: vec!["A=b".into()], cap_drop: vec!["CAP_CHOWN".into()], ..ContainerSpec::default() };
     assert_eq!(spec, expected);
-    assert!(disarm(&mut spec).is_empty());
+    assert!(Withheld::take(&mut spec).is_empty());
+    let steering = Withheld { runtime: Some("/\u{1b}[2J".into()), ..Withheld::default() };
+    assert_eq!(steering.in_words(), ["runtime /?[2J"]);
+    let mut sent = spec.clone();
+    withheld.clone().restore(&mut sent);
+    assert_eq!(sent, before, "whoever trusts it gets all of it");
+    let mut chosen = ContainerSpec { runtime: Some("runc".into()), ..spec };
+    withheld.restore(&mut chosen);
+    assert_eq!(chosen.runtime.as_deref(), Some("runc"));
 }
 
 #[test]

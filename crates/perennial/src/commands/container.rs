@@ -192,6 +192,7 @@ pub fn container_json(context: &Context, container: &Container) -> Result<Value>
         "created_at": container.created_at,
         "policy": container.policy,
         "spec": container.spec,
+        "settings_left_out": container.withheld.in_words(),
     }))
 }
 

@@ -143,13 +143,27 @@ fn settings_that_reach_into_the_host_are_not_taken_unasked() -> Result<()> {
     one.ok(&["push", "web"])?;
     let other = empty_linked(&registry.address())?;
     let pulled: Value = other.json(&["pull", "web"])?;
-    let left_out = pulled["settings_left_out"].to_string();
-    ensure!(left_out.contains("volume ") && left_out.contains("capability CAP_SYS_ADMIN"), "{left_out}");
+    let left_out = pulled["settings_left_out"].clone();
+    ensure!(left_out == json!([format!("volume {volume}"), "capability CAP_SYS_ADMIN"]), "{left_out}");
     let wary: Value = other.inspect("web")?;
     ensure!(wary["spec"]["volumes"] == json!([]) && wary["spec"]["cap_add"] == json!([]), "{wary}");
     ensure!(wary["spec"]["env"] == json!(["A=b"]) && wary["spec"]["limits"]["memory_bytes"] == 67_108_864, "{wary}");
     other.ok(&["pull", "web", "trusting", "--trust-settings"])?;
     let trusting: Value = other.inspect("trusting")?;
     ensure!(text(&trusting, "/spec/volumes/0/target")? == "/data", "{trusting}");
+    // Who does not take them does not lose them for others, here or at a name where they never were.
+    ensure!(wary["settings_left_out"] == left_out, "{wary}");
+    other.sh_ok("web", "echo one > /a")?;
+    other.ok(&["push", "web"])?;
+    other.ok(&["push", "web", "--as", "copy"])?;
+    let third = empty_linked(&registry.address())?;
+    for name in ["web", "copy"] {
+        let pulled: Value = third.json(&["pull", name, &format!("wary-{name}")])?;
+        ensure!(pulled["settings_left_out"] == left_out, "{pulled}");
+        third.ok(&["pull", name, "--trust-settings"])?;
+        let trusting: Value = third.inspect(name)?;
+        ensure!(text(&trusting, "/spec/volumes/0/target")? == "/data", "{trusting}");
+        ensure!(trusting["spec"]["cap_add"] == json!(["CAP_SYS_ADMIN"]), "{trusting}");
+    }
     Ok(())
 }

@@ -26,7 +26,7 @@ use perennial_core::travel::facts::{Conflict, Facts, settle};
 use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate};
 use perennial_core::travel::merge::{Newer, Wanted, adopt, pulled};
 use perennial_core::travel::remote::Tracking;
-use perennial_core::travel::settings::disarm;
+use perennial_core::travel::settings::Withheld;
 use perennial_core::travel::{PAST_MAX, Sender};
 use perennial_store::records::{RecordStore as _, Transaction, keys};
 use std::cell::Cell;
@@ -384,15 +384,17 @@ fn joined(before: &Container, queue: Queue, sent: &Container) -> Container {
 fn newcomer(goal: &Goal<'_>, queue: Queue) -> (Container, Vec<String>) {
     let sent = &goal.there.container;
     let mut spec = sent.spec.clone();
-    let left_out = match goal.trust {
-        Trust::Wary => disarm(&mut spec),
-        Trust::Settings => Vec::new(),
+    let withheld = match goal.trust {
+        Trust::Wary => Withheld::take(&mut spec),
+        Trust::Settings => Withheld::default(),
     };
+    let left_out = withheld.in_words();
     let has_run = !queue.generations.is_empty();
     let container = Container {
         id: goal.id.clone(),
         name: goal.name.clone(),
         spec,
+        withheld,
         phase: if has_run { Phase::Dormant } else { Phase::Created },
         queue: has_run.then_some(queue),
         conditions: Vec::new(),

@@ -14,6 +14,7 @@ use perennial_core::travel::facts::{Facts, settle};
 use perennial_core::travel::history::{Mark, Relation, marks};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::CONTAINER_TAG;
+use perennial_core::travel::settings::Withheld;
 use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, Sender};
 use perennial_registry::repository::Repository;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,17 @@ impl Theirs {
             load.container.image_name.clone_from(&self.container.image_name);
         }
         Ok(())
+    }
+}
+
+/// Puts the settings back that are not taken here, for whoever takes them: as they are there, where they are.
+pub(super) fn restore_settings(load: &mut Load, theirs: Option<&Theirs>) {
+    let withheld = std::mem::take(&mut load.container.withheld);
+    if !withheld.is_empty() {
+        if let Some(theirs) = theirs {
+            Withheld::take(&mut theirs.container.spec.clone()).restore(&mut load.container.spec);
+        }
+        withheld.restore(&mut load.container.spec);
     }
 }
 

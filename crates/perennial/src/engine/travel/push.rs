@@ -7,7 +7,7 @@
 //! Up to the tag nothing in the registry has changed for anybody; it can be cut off at any instant and goes on with
 //! what is not there yet. It holds no container's lock: a start goes on beside it.
 
-use super::draft::{Draft, Theirs};
+use super::draft::{Draft, Theirs, restore_settings};
 use super::image::absent_packs;
 use super::link::{Found, Link, find};
 use super::load::Load;
@@ -114,6 +114,7 @@ impl Engine {
             let base = tracking.facts.as_ref().filter(|_| order.other_name.is_none());
             theirs.settle(base, &mut load, relation)?;
         }
+        restore_settings(&mut load, theirs.as_ref());
         let sender = Sender { at: self.now(), machine: self.machine(), by: self.actor.clone() };
         let is_whole = order.is_whole;
         let mut sending = Sending { link, sender, progress, traffic: Traffic::default(), is_whole };
