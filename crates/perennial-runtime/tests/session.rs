@@ -280,7 +280,11 @@ fn a_stranger_who_holds_the_output_open_is_not_waited_for() {
 
 #[test]
 fn logs_rotate_without_cutting_lines_and_can_be_followed() {
-    let mut container = shell("i=0; while [ $i -lt 6000 ]; do echo line-$i-0123456789; i=$((i+1)); done; printf end");
+    // With pauses, so that the reader is never so far behind that what it has yet to read is gone.
+    let mut container = shell(
+        "i=0; while [ $i -lt 6000 ]; do echo line-$i-0123456789; i=$((i+1)); [ $((i%500)) -ne 0 ] || sleep 0.2; done; \
+         printf end",
+    );
     container.log_bytes_max = 64 * 1024;
     let child = container.spawn();
     let mut reader = LogReader::open(&container.path("log"));
