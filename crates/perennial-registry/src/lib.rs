@@ -25,6 +25,7 @@ pub mod repository;
 pub mod rootfs;
 pub mod serve;
 pub mod source;
+pub mod trust;
 
 mod attributes;
 mod beneath;

@@ -15,6 +15,7 @@ use crate::digest;
 use crate::import::{self, Described, ImportOptions, Imported, LayerTarget, Place, chain, describe};
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, DOCUMENT_BYTES_MAX, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use crate::progress::Progress;
+use crate::trust::Trust;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
@@ -23,6 +24,7 @@ use perennial_core::id::Digest;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,8 +42,11 @@ pub struct PullOptions {
     pub import: ImportOptions,
     /// The login.
     pub credentials: Credentials,
-    /// Whether to speak HTTP without TLS. A registry on this machine's loopback is always spoken to so.
+    /// Whether to speak HTTP without TLS. A registry on this machine's loopback is spoken to so where there are no
+    /// certificates for it.
     pub plain_http: bool,
+    /// Where certificates of registries are: [`crate::trust::directories`].
+    pub certificates: Vec<PathBuf>,
     /// Failures in a row without a byte of progress after which a transfer is given up.
     pub tries_max: u32,
 }
@@ -50,7 +55,8 @@ impl PullOptions {
     /// Returns options with the given import options, no login, and TLS.
     #[must_use]
     pub fn new(import: ImportOptions) -> Self {
-        Self { import, credentials: Credentials::Anonymous, plain_http: false, tries_max: 6 }
+        let credentials = Credentials::Anonymous;
+        Self { import, credentials, plain_http: false, certificates: Vec::new(), tries_max: 6 }
     }
 }
 
@@ -144,21 +150,14 @@ impl Blobs for StagedBlobs {
     }
 }
 
-/// Returns whether a registry is this machine itself, where TLS is not expected.
-pub(crate) fn is_loopback(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 impl Session {
     fn new(text: &str, options: &PullOptions) -> Result<Self, PullError> {
         let reference: Reference =
             text.parse().map_err(|error| PullError::Reference { text: text.to_owned(), reason: format!("{error}") })?;
         let login = credentials::find(&options.credentials, reference.registry(), reference.repository())?;
         let auth = login.map_or(RegistryAuth::Anonymous, |login| RegistryAuth::Basic(login.user, login.password));
-        let is_plain = options.plain_http || is_loopback(reference.resolve_registry());
-        let protocol = if is_plain { ClientProtocol::Http } else { ClientProtocol::Https };
+        let trust = Trust::of(reference.resolve_registry(), options.plain_http, &options.certificates)?;
+        let protocol = if trust.is_plain { ClientProtocol::Http } else { ClientProtocol::Https };
         // Fails only where another provider is installed already, which then serves as well.
         drop(rustls::crypto::ring::default_provider().install_default());
         let config = ClientConfig {
@@ -166,6 +165,7 @@ impl Session {
             connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(READ_TIMEOUT),
             user_agent: concat!("perennial/", env!("CARGO_PKG_VERSION")),
+            extra_root_certificates: trust.for_login(),
             ..ClientConfig::default()
         };
         let client = Client::try_from(config).map_err(|source| PullError::Client { source })?;

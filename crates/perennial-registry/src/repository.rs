@@ -16,7 +16,8 @@ pub use error::RepositoryError;
 pub use manifests::{Expected, Tagged};
 
 use crate::credentials::{self, Credentials};
-use crate::pull::{CONNECT_TIMEOUT, READ_TIMEOUT, blob, is_loopback};
+use crate::pull::{CONNECT_TIMEOUT, READ_TIMEOUT, blob};
+use crate::trust::Trust;
 use error::is_passing;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
@@ -25,6 +26,7 @@ use oci_client::{Client, Reference, RegistryOperation};
 use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,8 +55,11 @@ pub struct RepositoryOptions {
     pub repository: String,
     /// The login.
     pub credentials: Credentials,
-    /// Whether to speak HTTP without TLS. A registry on this machine's loopback is always spoken to so.
+    /// Whether to speak HTTP without TLS. A registry on this machine's loopback is spoken to so where there are no
+    /// certificates for it.
     pub plain_http: bool,
+    /// Where certificates of registries are: [`crate::trust::directories`].
+    pub certificates: Vec<PathBuf>,
     /// Failures in a row without a byte of progress after which a request is given up.
     pub tries_max: u32,
 }
@@ -130,9 +135,9 @@ impl Repository {
         let login = credentials::find(&options.credentials, reference.registry(), reference.repository())?;
         let auth = login.map_or(RegistryAuth::Anonymous, |login| RegistryAuth::Basic(login.user, login.password));
         let host = reference.resolve_registry().to_owned();
-        let is_plain = options.plain_http || is_loopback(&host);
+        let trust = Trust::of(&host, options.plain_http, &options.certificates)?;
         let (scheme, protocol) =
-            if is_plain { ("http", ClientProtocol::Http) } else { ("https", ClientProtocol::Https) };
+            if trust.is_plain { ("http", ClientProtocol::Http) } else { ("https", ClientProtocol::Https) };
         let base = Url::parse(&format!("{scheme}://{host}/v2/")).map_err(|error| invalid(error.to_string()))?;
         // Fails only where another provider is installed already, which then serves as well.
         drop(rustls::crypto::ring::default_provider().install_default());
@@ -142,6 +147,7 @@ impl Repository {
             connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(READ_TIMEOUT),
             user_agent,
+            extra_root_certificates: trust.for_login(),
             ..ClientConfig::default()
         };
         let unusable = |reason: String| RepositoryError::Client { reason };
@@ -150,6 +156,7 @@ impl Repository {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .user_agent(user_agent)
+            .tls_certs_merge(trust.for_transfers().map_err(|error| unusable(error.to_string()))?)
             .build()
             .map_err(|error| unusable(error.to_string()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -270,7 +277,7 @@ impl Repository {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> RepositoryError {
-        RepositoryError::Unreachable { registry: self.reference.registry().to_owned(), source: source.without_url() }
+        RepositoryError::unreachable(self.reference.registry().to_owned(), source)
     }
 
     /// Makes an error of an answer.

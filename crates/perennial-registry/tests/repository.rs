@@ -65,7 +65,9 @@ impl Stub {
     fn open(&self, access: Access, credentials: Credentials) -> Result<Repository, RepositoryError> {
         let registry = format!("127.0.0.1:{}", self.port);
         let repository = "some/thing".to_owned();
-        let options = RepositoryOptions { registry, repository, credentials, plain_http: false, tries_max: 3 };
+        let certificates = Vec::new();
+        let options =
+            RepositoryOptions { registry, repository, credentials, plain_http: false, certificates, tries_max: 3 };
         Repository::open(&options, access)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::credentials::CredentialsError;
 use crate::import::ImportError;
+use crate::trust::{self, TrustError};
 use oci_client::Reference;
 use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use std::io;
@@ -22,6 +23,17 @@ pub enum PullError {
     /// The login cannot be found.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// What the registry shows of itself is not signed by anybody who is trusted here.
+    #[error("the certificate of registry {registry} is not trusted")]
+    Untrusted {
+        /// The registry.
+        registry: String,
+        /// What is wrong with it.
+        source: Box<OciDistributionError>,
+    },
     /// The registry wants a login, or another one.
     #[error("registry {registry} refuses access to {repository}")]
     Unauthorized {
@@ -130,6 +142,8 @@ impl PullError {
             Self::Unreachable { .. } => {
                 Some("check the host and port, and the network; a registry without TLS needs plain HTTP to be allowed")
             }
+            Self::Untrusted { .. } => Some(trust::UNTRUSTED_HINT),
+            Self::Trust(error) => Some(error.hint()),
             Self::BlobMissing { .. } => Some("the image is incomplete in the registry; push it again"),
             Self::Interrupted { .. } => Some("pull again: it goes on where it stopped"),
             Self::Damaged { .. } | Self::Import(ImportError::Digest { .. } | ImportError::Size { .. }) => {
@@ -154,6 +168,7 @@ impl PullError {
                 Self::Unauthorized { registry, repository: reference.repository().to_owned(), source }
             }
             Status::NotFound => Self::NotFound { reference: reference.to_string(), source },
+            Status::Untrusted => Self::Untrusted { registry, source },
             Status::Unreachable => Self::Unreachable { registry, source },
             Status::Damaged => Self::Damaged { registry, source },
             Status::Busy | Status::Other => Self::Registry { registry, reference: reference.to_string(), source },
@@ -180,6 +195,8 @@ enum Status {
     NotFound,
     /// No answer at all.
     Unreachable,
+    /// An answer from whom nobody knows.
+    Untrusted,
     /// Try again later.
     Busy,
     /// Not what was asked for.
@@ -220,6 +237,9 @@ fn status(error: &OciDistributionError) -> Status {
         return Status::Damaged;
     }
     if matches!(error, Error::RequestError(_) | Error::IoError(_)) {
+        if trust::is_untrusted(error) {
+            return Status::Untrusted;
+        }
         return Status::Unreachable;
     }
     Status::Other

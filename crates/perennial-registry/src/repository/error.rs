@@ -1,6 +1,7 @@
 //! What can go wrong with a repository, told apart by what a person would do about it.
 
 use crate::credentials::CredentialsError;
+use crate::trust::{self, TrustError};
 use oci_client::errors::OciDistributionError;
 use perennial_core::travel::clean;
 use reqwest::StatusCode;
@@ -22,6 +23,9 @@ pub enum RepositoryError {
     /// The login cannot be found.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The network client cannot be made.
     #[error("network client cannot be set up: {reason}")]
     Client {
@@ -43,6 +47,14 @@ pub enum RepositoryError {
         /// The registry.
         registry: String,
         /// What the network said.
+        source: reqwest::Error,
+    },
+    /// What the registry shows of itself is not signed by anybody who is trusted here.
+    #[error("the certificate of registry {registry} is not trusted")]
+    Untrusted {
+        /// The registry.
+        registry: String,
+        /// What is wrong with it.
         source: reqwest::Error,
     },
     /// The same while logging in.
@@ -114,6 +126,8 @@ impl RepositoryError {
                 "check the host and port, and the network; what was transferred is kept, so trying again goes on where it \
                  was; a registry without TLS needs --plain-http",
             ),
+            Self::Untrusted { .. } => Some(trust::UNTRUSTED_HINT),
+            Self::Trust(error) => Some(error.hint()),
             Self::Missing { .. } => {
                 Some("what is there is not complete; a push from where it is whole sends what has gone")
             }
@@ -154,6 +168,15 @@ impl RepositoryError {
         }
     }
 
+    /// Makes an error of a request that got no answer.
+    pub(super) fn unreachable(registry: String, source: reqwest::Error) -> Self {
+        let source = source.without_url();
+        if trust::is_untrusted(&source) {
+            return Self::Untrusted { registry, source };
+        }
+        Self::Unreachable { registry, source }
+    }
+
     pub(super) fn from_login(error: OciDistributionError, repository: &str) -> Self {
         let repository = repository.to_owned();
         if matches!(
@@ -164,7 +187,7 @@ impl RepositoryError {
         }
         if let OciDistributionError::RequestError(source) = error {
             let registry = repository.split('/').next().unwrap_or_default().to_owned();
-            return Self::Unreachable { registry, source: source.without_url() };
+            return Self::unreachable(registry, source);
         }
         Self::Login { repository, source: Box::new(error) }
     }
@@ -177,6 +200,8 @@ pub(super) fn is_passing(error: &RepositoryError) -> bool {
         RepositoryError::Refused { status, .. } => matches!(status, 408 | 429 | 500..=599),
         RepositoryError::Address { .. }
         | RepositoryError::Credentials(_)
+        | RepositoryError::Trust(_)
+        | RepositoryError::Untrusted { .. }
         | RepositoryError::Client { .. }
         | RepositoryError::Runtime(_)
         | RepositoryError::Login { .. }

@@ -11,12 +11,13 @@ use crate::engine::travel::publish::{PublishOrder, Published};
 use crate::engine::travel::pull::{Extent, PullPlan, Pulled, Trust};
 use crate::engine::travel::push::Pushed;
 use crate::engine::travel::remotes::Added;
-use crate::engine::travel::{Order, login_of};
+use crate::engine::travel::{Order, certificates, login_of};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::generations::choose::Selector;
 use perennial_core::id::{ParseIdError, Seq};
 use perennial_core::travel::cipher::{Dropping, Recipient};
 use perennial_registry::repository::Traffic;
+use perennial_registry::trust;
 use serde_json::{Value, json};
 
 /// Sends a container.
@@ -196,7 +197,8 @@ pub fn remote(context: &Context, command: &RemoteCommand) -> Result<()> {
             }
             let mut rows = vec![["NAME", "REGISTRY", "TLS", "KEY"].map(str::to_owned).to_vec()];
             for remote in remotes {
-                let tls = if remote.plain_http { "no" } else { "yes" };
+                let is_plain = trust::is_plain(&remote.registry, remote.plain_http, &certificates());
+                let tls = if is_plain { "no" } else { "yes" };
                 let key = remote.encryption.map_or_else(|| "-".to_owned(), |encryption| encryption.identity);
                 rows.push(vec![remote.name, shown(&remote.registry, &remote.prefix), tls.to_owned(), key]);
             }

@@ -126,6 +126,7 @@ impl Engine {
             Some(text) => Credentials::Login(text.parse::<Login>().map_err(|error: CredentialsError| usage(&error))?),
             None => Credentials::Files(credentials::files(&|name| std::env::var_os(name))),
         };
+        options.certificates = super::travel::certificates();
         self.bring_image(name, |target| Ok(perennial_registry::pull(&args.reference, &options, target, progress)?))
     }
 

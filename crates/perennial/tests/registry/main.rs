@@ -3,6 +3,7 @@
 #![expect(clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
 
 mod dockerd;
+mod tls;
 
 use anyhow::{Context as _, Result, ensure};
 use perennial_testkit::host::{run, wait_until};
@@ -367,7 +368,9 @@ fn containerd_pulls_and_pushes() -> Result<()> {
 fn secrets(place: &Place) -> Result<(String, String, String)> {
     let path = |name: &str| place.path(name).display().to_string();
     let (key, certificate, passwords) = (path("key.pem"), path("cert.pem"), path("htpasswd"));
+    // As the guide says: not one that says of itself that it is an authority.
     let subject = ["-subj", "/CN=perennial", "-addext", "subjectAltName=IP:127.0.0.1"];
+    let subject = [&subject[..], &["-addext", "basicConstraints=critical,CA:FALSE"]].concat();
     let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
     ok("openssl", &[&new[..], &subject, &["-keyout", &key, "-out", &certificate]].concat())?;
     ok("htpasswd", &["-Bbc", &passwords, "ann", "secret"])?;

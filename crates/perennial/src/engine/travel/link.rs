@@ -61,6 +61,7 @@ impl Link {
             repository,
             credentials: self.credentials.clone(),
             plain_http: self.remote.plain_http,
+            certificates: super::certificates(),
             tries_max: self.tries_max,
         };
         Ok(Repository::open(&options, access)?)

@@ -31,8 +31,10 @@ use perennial_core::id::{ContainerName, Seq};
 use perennial_core::travel::cipher::Dropping;
 use perennial_registry::credentials::{self, Credentials, CredentialsError, Login};
 use perennial_registry::repository::Traffic;
+use perennial_registry::trust;
 use perennial_store::layer;
 use perennial_store::root::Wait;
+use std::path::PathBuf;
 
 /// What is to travel, and where.
 #[derive(Debug, Clone)]
@@ -83,6 +85,11 @@ pub fn login_of(login: &LoginArgs) -> Result<Credentials> {
 /// Returns where other container tools keep logins.
 pub fn stored_login() -> Credentials {
     Credentials::Files(credentials::files(&|name| std::env::var_os(name)))
+}
+
+/// Returns where other container tools keep certificates of registries.
+pub fn certificates() -> Vec<PathBuf> {
+    trust::directories(&|name| std::env::var_os(name))
 }
 
 impl Engine {

@@ -58,6 +58,7 @@ impl Engine {
             repository: name,
             credentials: order.credentials.clone(),
             plain_http: order.plain_http,
+            certificates: super::certificates(),
             tries_max: super::TRIES_ASKED,
         };
         let repository = Repository::open(&options, Access::Push)?;
