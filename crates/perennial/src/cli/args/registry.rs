@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 #[derive(Debug, Args)]
 pub struct RegistryArgs {
-    /// Directory that holds everything; made where it does not exist
+    /// Directory of the registry: its record, and its blobs; made where it does not exist
     #[arg(long, value_name = "DIR")]
     pub storage: PathBuf,
     /// Address and port to listen on
