@@ -62,7 +62,7 @@ pub(super) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     let scratch = Scratch::create(&root.join("target/bench"), bytes, Kind::Ext4 { inodes })?;
     let report = measure(&scratch, &program, options);
     if report.is_err() {
-        remove_podman_mounts(&scratch.path());
+        remove_mounts_below(&scratch.path());
     }
     let report = report?;
     if options.json {
@@ -174,7 +174,7 @@ fn command_line(options: &Options) -> String {
 }
 
 /// Unmounts what a container of a failed session left below the file system, so that it can be unmounted itself.
-fn remove_podman_mounts(base: &Path) {
+pub(super) fn remove_mounts_below(base: &Path) {
     let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return };
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
     let mut below: Vec<&Path> = points.filter(|point| *point != base && point.starts_with(base)).collect();

@@ -59,7 +59,7 @@ enum Benchmark {
     Registry(registry::Options),
     /// A start in mode `unpack` from a sealed generation, beside `zstd -d` and `tar -x` of the same tree.
     Unpack(unpack::Options),
-    /// A container to another machine and back after a change of 1 %, beside podman and rsync.
+    /// A container to another machine, and again after a change of 1 %, beside podman, restic and rsync.
     Travel(travel::Options),
 }
 

@@ -74,7 +74,7 @@ struct Target {
 }
 
 /// Smallest and median value; `None` of nothing.
-fn summary(mut values: Vec<f64>) -> Option<(f64, f64)> {
+pub(super) fn summary(mut values: Vec<f64>) -> Option<(f64, f64)> {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
     Some((*values.first()?, f64::midpoint(*low, *high)))
