@@ -43,9 +43,11 @@ use read::Reader;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Directory of packs in a root.
 const DIRECTORY: &str = "packs";
@@ -55,6 +57,10 @@ const EXTENSION: &str = "pack";
 const OBJECT_MODE: u32 = 0o400;
 /// Times a reader looks again for a pack that was rewritten meanwhile: rewriting takes far longer than looking.
 const LOOKS_MAX: u32 = 8;
+/// Frames of a run of objects that one thread thaws: 8 MiB of contents, so that few frames are read by two.
+const RUN_FRAMES: usize = 4;
+/// Packs that are fetched together, as many as there are transfers at once.
+const REGION_PACKS: u32 = 4;
 /// Zeros to hash, at once.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -146,7 +152,8 @@ impl ColdError {
 pub struct Cold {
     path: PathBuf,
     staging: PathBuf,
-    places: Places,
+    /// Shared by those who read the same packs at the same time.
+    places: Arc<Places>,
     reader: Reader,
     lent: Lent,
 }
@@ -181,9 +188,17 @@ impl Cold {
 
     /// Reads the indexes of all packs in a directory; files without names are made in `staging`.
     fn open_in(path: &Path, staging: &Path) -> Result<Self, ColdError> {
-        let places = Places::load(path)?;
+        let places = Arc::new(Places::load(path)?);
         let reader = Reader::new(path.to_path_buf());
         Ok(Self { path: path.to_path_buf(), staging: staging.to_path_buf(), places, reader, lent: Lent::default() })
+    }
+
+    /// Returns another one for the same packs, for another thread; what it keeps at hand is its own.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        let Self { path, staging, places, lent, .. } = self;
+        let reader = Reader::new(path.clone());
+        Self { path: path.clone(), staging: staging.clone(), places: Arc::clone(places), reader, lent: lent.another() }
     }
 
     /// Takes chunks from files, too.
@@ -214,6 +229,30 @@ impl Cold {
     /// Sorts objects by where they are, so that thawing one after the other decompresses each frame about once.
     pub fn sort(&self, objects: &mut [ObjectId]) {
         objects.sort_by_cached_key(|object| self.places.near(object));
+    }
+
+    /// Sorts objects by where they are, and splits them into runs: those of one run lie in the same few frames, those of two
+    /// seldom do, so that runs can be thawed side by side without decompressing much twice.
+    pub fn runs(&self, objects: &mut [ObjectId]) -> Vec<Range<usize>> {
+        self.sort(objects);
+        let place = |object| self.places.near(object).map(|(pack, frame)| (pack, frame.div_euclid(RUN_FRAMES)));
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut before = None;
+        for (number, object) in objects.iter().enumerate() {
+            let here = place(object);
+            match runs.last_mut() {
+                Some(run) if before == Some(here) => run.end = number.saturating_add(1),
+                Some(_) | None => runs.push(number..number.saturating_add(1)),
+            }
+            before = Some(here);
+        }
+        runs
+    }
+
+    /// Returns a number for the packs in which an object begins: those with the same lie in the same few packs.
+    #[must_use]
+    pub fn region(&self, object: &ObjectId) -> u32 {
+        self.places.near(object).map_or(0, |(pack, _)| pack.div_euclid(REGION_PACKS))
     }
 
     /// Reads an object back from packs and compares it with its name.
@@ -258,6 +297,10 @@ impl Cold {
         object: &ObjectId,
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ColdError>,
     ) -> Result<(), ColdError> {
+        // Most are one chunk, whose name is theirs and was just compared.
+        if let Some(content) = self.chunk(object)? {
+            return sink(Piece::Bytes(&content));
+        }
         let parts = self.parts(object)?;
         self.assemble(object, &parts, sink)
     }

@@ -1,13 +1,14 @@
 //! Objects into packs.
 
 use super::content::{self, Stretch};
-use super::write::PackWriter;
+use super::write::{NextRead, PackWriter};
 use super::{Cold, ColdError, HotObjects, Packer};
 use perennial_core::sealed::chunk::{Cuts, Neighbour};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{Chunk, PackError, Part, Recipe};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::sync::Arc;
 
 /// Times an object is written: once more where what is in packs of it already turns out to be damaged.
 const ROUNDS: u32 = 2;
@@ -203,9 +204,9 @@ impl Session<'_> {
     /// Ends the pack being written: it is durable then, and known.
     pub(super) fn publish(&mut self) -> Result<(), ColdError> {
         let Some(writer) = self.writer.take_if(|writer| !writer.is_empty()) else { return Ok(()) };
-        let written = writer.finish()?;
+        let written = writer.finish(NextRead::Checks)?;
         self.packs.push((written.id, written.bytes));
-        self.cold.places.add(written.id, written.bytes, written.index);
+        Arc::make_mut(&mut self.cold.places).add(written.id, written.bytes, written.index);
         Ok(())
     }
 
@@ -242,13 +243,14 @@ impl Cold {
                     }
                     None => {
                         let places: Vec<_> = self.places.chunks(&chunk.id).collect();
-                        places.iter().for_each(|place| self.places.forget_frame(place.pack, place.frame));
+                        let known = Arc::make_mut(&mut self.places);
+                        places.iter().for_each(|place| known.forget_frame(place.pack, place.frame));
                     }
                 },
             }
         }
         if ObjectId::new(*made.finalize().as_bytes()) != *object {
-            self.places.forget_recipes(object);
+            Arc::make_mut(&mut self.places).forget_recipes(object);
         }
         Ok(())
     }

@@ -7,7 +7,8 @@
 use super::{Cold, ColdError, EXTENSION, pack_path};
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{Check, FrameAt, PackError, Part, Recipe, RecipeAt, Section, TRAILER_BYTES};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
@@ -15,6 +16,9 @@ use std::path::{Path, PathBuf};
 
 /// Bytes between two needed stretches that are fetched along: a request costs about as much as they do.
 const TOGETHER_BYTES: u64 = 64 << 10;
+
+/// Files that are kept open while they are written.
+const OPEN_MAX: usize = 8;
 
 /// A pack that is somewhere else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub struct Incoming {
     packs: Vec<PackPlace>,
     chunks: HashMap<ObjectId, At<FrameAt>>,
     recipes: HashMap<ObjectId, At<RecipeAt>>,
+    /// Files written last, by the number of the pack: so many packs come at once.
+    open: RefCell<VecDeque<(usize, File)>>,
 }
 
 impl Incoming {
@@ -98,7 +104,8 @@ impl Incoming {
             let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
             file.and_then(|file| file.set_len(pack.bytes)).map_err(ColdError::io("create", &path))?;
         }
-        Ok(Self { directory: directory.to_path_buf(), packs, chunks: HashMap::new(), recipes: HashMap::new() })
+        let (directory, chunks, recipes) = (directory.to_path_buf(), HashMap::new(), HashMap::new());
+        Ok(Self { directory, packs, chunks, recipes, open: RefCell::default() })
     }
 
     /// Writes what came of a pack.
@@ -107,8 +114,14 @@ impl Incoming {
     /// The system's.
     pub fn put(&self, pack: usize, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         let place = self.packs.get(pack).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let mut open = self.open.borrow_mut();
+        if let Some((_, file)) = open.iter().find(|(number, _)| *number == pack) {
+            return file.write_all_at(bytes, offset);
+        }
         let file = File::options().write(true).open(pack_path(&self.directory, &place.id))?;
-        file.write_all_at(bytes, offset)
+        open.truncate(OPEN_MAX.saturating_sub(1));
+        open.push_front((pack, file));
+        open.front().map_or(Ok(()), |(_, file)| file.write_all_at(bytes, offset))
     }
 
     /// Reads what came of a pack.

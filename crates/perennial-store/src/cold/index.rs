@@ -12,7 +12,7 @@ use std::path::Path;
 const SCAN_BYTES: usize = 1 << 20;
 
 /// A pack.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Pack {
     pub(super) id: ObjectId,
     pub(super) bytes: u64,
@@ -40,7 +40,7 @@ pub(super) struct RecipePlace {
 }
 
 /// Where everything is.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Places {
     /// A pack that was removed leaves a gap, so that the numbers of the others stay.
     packs: Vec<Option<Pack>>,

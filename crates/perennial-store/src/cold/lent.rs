@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where a chunk is.
 #[derive(Debug, Clone, Copy)]
@@ -20,12 +21,23 @@ struct Place {
 /// Chunks in files.
 #[derive(Debug, Default)]
 pub struct Lent {
-    files: Vec<PathBuf>,
-    chunks: HashMap<ObjectId, Place>,
+    table: Arc<Table>,
     open: Option<(usize, File)>,
 }
 
+#[derive(Debug, Default, Clone)]
+struct Table {
+    files: Vec<PathBuf>,
+    chunks: HashMap<ObjectId, Place>,
+}
+
 impl Lent {
+    /// Returns another one with the same chunks, for another thread.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self { table: Arc::clone(&self.table), open: None }
+    }
+
     /// Looks for chunks in a file, cut as what travels is.
     ///
     /// # Errors
@@ -34,7 +46,8 @@ impl Lent {
         let file = File::open(path)?;
         let size = file.metadata()?.len();
         let Some(cuts) = Cuts::choose_for_travel(size) else { return Ok(()) };
-        let (number, mut at, mut has_some) = (self.files.len(), 0_u64, false);
+        let table = Arc::make_mut(&mut self.table);
+        let (number, mut at, mut has_some) = (table.files.len(), 0_u64, false);
         content::cut::<std::io::Error>(&file, size, &cuts, &mut |stretch| {
             let bytes = match stretch {
                 Stretch::Zeros(bytes) => bytes,
@@ -42,7 +55,7 @@ impl Lent {
                     let id = ObjectId::of(content);
                     if wanted.contains(&id) {
                         has_some = true;
-                        self.chunks.entry(id).or_insert(Place { file: number, offset: at, bytes: content.len() });
+                        table.chunks.entry(id).or_insert(Place { file: number, offset: at, bytes: content.len() });
                     }
                     u64::try_from(content.len()).unwrap_or(u64::MAX)
                 }
@@ -51,7 +64,7 @@ impl Lent {
             Ok(())
         })?;
         if has_some {
-            self.files.push(path.to_path_buf());
+            table.files.push(path.to_path_buf());
         }
         Ok(())
     }
@@ -59,14 +72,14 @@ impl Lent {
     /// Returns whether a chunk was found.
     #[must_use]
     pub fn has(&self, chunk: &ObjectId) -> bool {
-        self.chunks.contains_key(chunk)
+        self.table.chunks.contains_key(chunk)
     }
 
     /// Reads a chunk; `None` where it is not there, or not what it was.
     pub(super) fn read(&mut self, chunk: &ObjectId) -> Option<Vec<u8>> {
-        let place = *self.chunks.get(chunk)?;
+        let place = *self.table.chunks.get(chunk)?;
         if self.open.as_ref().is_none_or(|(number, _)| *number != place.file) {
-            self.open = Some((place.file, File::open(self.files.get(place.file)?).ok()?));
+            self.open = Some((place.file, File::open(self.table.files.get(place.file)?).ok()?));
         }
         let (_, file) = self.open.as_ref()?;
         let mut content = vec![0; place.bytes];

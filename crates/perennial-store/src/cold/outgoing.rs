@@ -5,7 +5,7 @@
 //! undertaking in a directory at a time, and that what is known elsewhere is the same at each attempt: packs rely on it.
 
 use super::content::{self, Stretch};
-use super::write::{PackWriter, Written, discard_incoming};
+use super::write::{NextRead, PackWriter, Written, discard_incoming};
 use super::{ColdError, EXTENSION, index, pack_path};
 use perennial_core::sealed::chunk::Cuts;
 use perennial_core::sealed::object::ObjectId;
@@ -235,7 +235,7 @@ impl Outgoing {
     fn end_pack(&mut self) -> Result<(), ColdError> {
         let content_bytes = std::mem::take(&mut self.content_bytes);
         let Some(writer) = self.writer.take().filter(|writer| !writer.is_empty()) else { return Ok(()) };
-        let Written { id, bytes, index_offset, .. } = writer.finish()?;
+        let Written { id, bytes, index_offset, .. } = writer.finish(NextRead::Sends)?;
         let path = pack_path(&self.directory, &id);
         self.packs.push(OutgoingPack { id, path, bytes, index_offset, content_bytes });
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Decompressed frames kept, 2 MiB each. What was written in one go is read in the same order, so one frame is enough
 /// for it; a file that many generations rewrote in places has a frame of each of them in use at a time.
@@ -23,26 +23,34 @@ type FrameKey = (ObjectId, u64);
 pub(super) struct Reader {
     directory: PathBuf,
     file: Option<(ObjectId, File)>,
-    tables: VecDeque<(FrameKey, Rc<Frame>)>,
-    contents: VecDeque<(FrameKey, Rc<Loaded>)>,
+    tables: VecDeque<(FrameKey, Arc<Frame>)>,
+    contents: VecDeque<(FrameKey, Arc<Loaded>)>,
 }
 
 /// A decompressed frame.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) frame: Rc<Frame>,
+    pub(super) frame: Arc<Frame>,
     content: Vec<u8>,
+    /// Where each chunk ends.
+    ends: Vec<usize>,
 }
 
 impl Loaded {
+    fn new(frame: Arc<Frame>, content: Vec<u8>) -> Self {
+        let ends = frame.chunks.iter().scan(0_usize, |end, chunk| {
+            *end = end.saturating_add(usize::try_from(chunk.bytes).unwrap_or(usize::MAX));
+            Some(*end)
+        });
+        Self { ends: ends.collect(), frame, content }
+    }
+
     /// Returns a chunk, where it is what its id says.
     pub(super) fn chunk(&self, slot: u32) -> Option<(Chunk, &[u8])> {
         let slot = usize::try_from(slot).ok()?;
         let chunk = self.frame.chunks.get(slot)?;
-        let before: u64 = self.frame.chunks.iter().take(slot).map(|chunk| u64::from(chunk.bytes)).sum();
-        let start = usize::try_from(before).ok()?;
-        let end = start.checked_add(usize::try_from(chunk.bytes).ok()?)?;
-        let content = self.content.get(start..end)?;
+        let start = slot.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        let content = self.content.get(start..*self.ends.get(slot)?)?;
         (ObjectId::of(content) == chunk.id).then_some((*chunk, content))
     }
 }
@@ -88,21 +96,21 @@ impl Reader {
     }
 
     /// Reads what is in a frame, without its payload.
-    pub(super) fn table(&mut self, pack: ObjectId, at: FrameAt) -> Result<Rc<Frame>, Unread> {
+    pub(super) fn table(&mut self, pack: ObjectId, at: FrameAt) -> Result<Arc<Frame>, Unread> {
         let key = (pack, at.offset);
         if let Some(found) = self.tables.iter().position(|(other, _)| *other == key)
             && let Some(entry) = self.tables.remove(found)
         {
-            let frame = Rc::clone(&entry.1);
+            let frame = Arc::clone(&entry.1);
             self.tables.push_front(entry);
             return Ok(frame);
         }
         let bytes = self.read(pack, at.offset, at.section_bytes)?;
         match Section::decode(&bytes) {
             Ok(Section::Frame(frame)) if frame.payload_bytes == at.payload_bytes => {
-                let frame = Rc::new(frame);
+                let frame = Arc::new(frame);
                 self.tables.truncate(TABLES_KEPT.saturating_sub(1));
-                self.tables.push_front((key, Rc::clone(&frame)));
+                self.tables.push_front((key, Arc::clone(&frame)));
                 Ok(frame)
             }
             _ => Err(Unread::Damaged),
@@ -110,12 +118,12 @@ impl Reader {
     }
 
     /// Reads and decompresses a frame.
-    pub(super) fn frame(&mut self, pack: ObjectId, at: FrameAt) -> Result<Rc<Loaded>, Unread> {
+    pub(super) fn frame(&mut self, pack: ObjectId, at: FrameAt) -> Result<Arc<Loaded>, Unread> {
         let key = (pack, at.offset);
         if let Some(found) = self.contents.iter().position(|(other, _)| *other == key)
             && let Some(entry) = self.contents.remove(found)
         {
-            let loaded = Rc::clone(&entry.1);
+            let loaded = Arc::clone(&entry.1);
             self.contents.push_front(entry);
             return Ok(loaded);
         }
@@ -129,9 +137,9 @@ impl Reader {
         if content.len() != room {
             return Err(Unread::Damaged);
         }
-        let loaded = Rc::new(Loaded { frame, content });
+        let loaded = Arc::new(Loaded::new(frame, content));
         self.contents.truncate(FRAMES_KEPT.saturating_sub(1));
-        self.contents.push_front((key, Rc::clone(&loaded)));
+        self.contents.push_front((key, Arc::clone(&loaded)));
         Ok(loaded)
     }
 
@@ -247,7 +255,7 @@ impl Cold {
                 Ok(value) => return Ok(value),
                 Err(Unread::Failed(error)) => return Err(error),
                 Err(Unread::Gone | Unread::Damaged) => {
-                    self.places = Places::load(&self.path)?;
+                    self.places = Arc::new(Places::load(&self.path)?);
                     self.reader.forget();
                 }
             }

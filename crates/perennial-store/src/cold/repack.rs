@@ -10,6 +10,7 @@ use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{FrameAt, Part};
 use perennial_core::sealed::repack::{PackUse, RepackPlan, plan_repack};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What rewriting did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -114,7 +115,7 @@ impl Packer {
         let path = pack_path(&self.cold.path, pack);
         let bytes = self.cold.packs().into_iter().find(|(id, _)| id == pack).map_or(0, |(_, bytes)| bytes);
         layer::discard(root, &path, &format!("pack-{pack}")).map_err(ColdError::Discard)?;
-        self.cold.places.remove(pack);
+        Arc::make_mut(&mut self.cold.places).remove(pack);
         repacked.removed.push((*pack, bytes));
         Ok(())
     }

@@ -60,6 +60,15 @@ pub(super) fn discard_incoming(directory: &Path) -> std::io::Result<()> {
     }
 }
 
+/// What is read of a pack next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextRead {
+    /// All of it, to see whether it is on the disk.
+    Checks,
+    /// All of it, to be sent.
+    Sends,
+}
+
 /// A pack that is durable.
 pub(super) struct Written {
     pub(super) id: ObjectId,
@@ -128,7 +137,7 @@ impl PackWriter {
     }
 
     /// Ends the pack and gives it its name.
-    pub(super) fn finish(mut self) -> Result<Written, ColdError> {
+    pub(super) fn finish(mut self, next: NextRead) -> Result<Written, ColdError> {
         self.end_frame()?;
         self.index.chunks.sort_unstable();
         self.index.recipes.sort_unstable();
@@ -138,8 +147,10 @@ impl PackWriter {
         self.section(&Section::Trailer(Trailer { index_offset, index_bytes }))?;
         let incoming = self.directory.join(INCOMING);
         self.file.sync_all().map_err(ColdError::io("sync", &incoming))?;
-        // What is read next shall come from the disk. A file system that keeps it all the same does no harm.
-        fadvise(&self.file, 0, None, Advice::DontNeed).ok();
+        if next == NextRead::Checks {
+            // It shall come from the disk. A file system that keeps it all the same does no harm.
+            fadvise(&self.file, 0, None, Advice::DontNeed).ok();
+        }
         let id = ObjectId::new(*self.hasher.finalize().as_bytes());
         let path = pack_path(&self.directory, &id);
         std::fs::rename(&incoming, &path).map_err(ColdError::io("rename a pack to", &path))?;

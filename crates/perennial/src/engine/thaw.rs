@@ -8,6 +8,10 @@
 //! asks for it holds the layers with shared locks, and objects are taken from a layer only under an exclusive one, so
 //! what is thawed stays.
 
+mod crew;
+
+pub(super) use crew::Thawers;
+
 use super::Engine;
 use super::records::Doc;
 use crate::cli::output::Style;
@@ -16,16 +20,11 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
 use perennial_core::layers::{Form, LayerRecord};
 use perennial_core::sealed::object::ObjectId;
-use perennial_store::cold::{Cold, ColdError, HotObjects};
+use perennial_store::cold::{Cold, ColdError};
 use perennial_store::objects::Objects;
 use perennial_store::records::{RecordError, RecordStore as _, Transaction, keys};
 use perennial_store::sealed;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-
-/// Objects that are made durable together: each keeps a file open, of which a process may have 1024.
-const BATCH: usize = 256;
 
 /// How often a thaw tells how far it is, at most: whoever listens may be busy, and what waits for it must fit in a pipe.
 const TOLD_MAX: usize = 200;
@@ -37,44 +36,6 @@ pub struct Thawing {
     pub done: usize,
     /// Contents that are to come back.
     pub total: usize,
-}
-
-/// Objects on their way back: they get their names when their contents are durable.
-pub(super) struct Batch<'a> {
-    pub(super) objects: &'a Objects,
-    pub(super) files: RefCell<Vec<(ObjectId, File)>>,
-}
-
-impl HotObjects for Batch<'_> {
-    fn open(&self, id: &ObjectId) -> std::io::Result<File> {
-        HotObjects::open(self.objects, id)
-    }
-
-    fn adopt(&self, id: &ObjectId, content: &File) -> std::io::Result<()> {
-        self.files.borrow_mut().push((*id, content.try_clone()?));
-        Ok(())
-    }
-}
-
-impl Batch<'_> {
-    /// Gives the contents their names where there are as many as can be kept open.
-    pub(super) fn land_if_full(&self) -> Result<()> {
-        let is_full = self.files.borrow().len() >= BATCH;
-        if is_full { self.land() } else { Ok(()) }
-    }
-
-    /// Gives the contents their names.
-    pub(super) fn land(&self) -> Result<()> {
-        let files = self.files.take();
-        if files.is_empty() {
-            return Ok(());
-        }
-        self.objects.sync()?;
-        for (id, file) in files {
-            HotObjects::adopt(self.objects, &id, &file)?;
-        }
-        Ok(())
-    }
 }
 
 impl Engine {
@@ -153,19 +114,25 @@ impl Engine {
     }
 
     fn thaw_objects(&self, objects: &Objects, mut missing: Vec<ObjectId>, tell: &mut dyn FnMut(Thawing)) -> Result<()> {
-        let mut cold = Cold::open(&self.root).map_err(unthawed)?;
-        cold.sort(&mut missing);
-        let batch = Batch { objects, files: RefCell::default() };
+        let cold = Cold::open(&self.root).map_err(unthawed)?;
+        let runs = cold.runs(&mut missing);
         let total = missing.len();
         let step = total.div_ceil(TOLD_MAX);
-        for (done, object) in missing.iter().enumerate() {
-            if done.is_multiple_of(step) {
-                tell(Thawing { done, total });
+        Thawers::run(&cold, objects, unthawed, |thawers| {
+            let mut next = 0;
+            for run in runs {
+                let done = thawers.done();
+                if done >= next {
+                    tell(Thawing { done, total });
+                    next = done.saturating_add(step);
+                }
+                thawers.add(missing.get(run).unwrap_or_default());
+                if thawers.has_failed() {
+                    break;
+                }
             }
-            cold.thaw(object, &batch).map_err(unthawed)?;
-            batch.land_if_full()?;
-        }
-        batch.land()
+            Ok(())
+        })
     }
 
     /// Records that layers are hot, unless they have changed since they were read: then it is found out again.

@@ -11,7 +11,7 @@
 use super::contents::Capture;
 use super::fetch::{Unsealing, Wanted};
 use crate::engine::Engine;
-use crate::engine::thaw::Batch;
+use crate::engine::thaw::Thawers;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::LayerId;
 use perennial_core::layers::{LayerFile, LayerOrigin, LayerRecord, ManifestRef};
@@ -19,16 +19,16 @@ use perennial_core::sealed::entry::DirectorySource as _;
 use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::travel::PackAt;
-use perennial_registry::progress::Progress;
+use perennial_registry::progress::{Event, Phase, Progress};
 use perennial_registry::repository::Repository;
 use perennial_store::atomic;
 use perennial_store::cold::{Cold, Gap, Incoming, Lent, PackPlace};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
 use perennial_store::sealed::{LayerFiles, SealError, TEMPORARY};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, Seek as _};
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -122,6 +122,10 @@ impl<'a> Landing<'a> {
 
     /// Fetches stretches of packs.
     fn fetch(&self, gaps: Vec<Gap>) -> Result<()> {
+        self.fetch_telling(gaps, self.progress)
+    }
+
+    fn fetch_telling(&self, gaps: Vec<Gap>, progress: &dyn Progress) -> Result<()> {
         for (number, repository) in self.repositories.iter().enumerate() {
             let of = |gap: &&Gap| self.packs.get(gap.pack).is_some_and(|(of, _)| *of == number);
             let mine: Vec<&Gap> = gaps.iter().filter(of).collect();
@@ -134,21 +138,24 @@ impl<'a> Landing<'a> {
                 let gap = mine.get(number).ok_or(io::ErrorKind::InvalidInput)?;
                 self.incoming.put(gap.pack, offset, bytes)
             };
-            self.unsealing.read(repository, &wanted, &sink, self.progress)?;
+            self.unsealing.read(repository, &wanted, &sink, progress)?;
         }
         Ok(())
     }
 
-    /// Makes sure that what objects of these lengths are made of is in the packs here, and opens those. What other
-    /// versions of the same files have is not fetched.
-    fn ready(&self, objects: &BTreeMap<ObjectId, u64>, ground: &Ground<'_>) -> Result<Cold> {
+    /// Makes sure that what objects of these lengths are made of is in the packs here, and opens those.
+    fn ready(&self, objects: &BTreeMap<ObjectId, u64>) -> Result<Cold> {
+        self.fetch(self.incoming.recipe_gaps(objects).map_err(damaged)?)?;
+        self.fetch(self.incoming.content_gaps(objects, &|_| false).map_err(damaged)?)?;
+        Ok(self.incoming.cold(&self.engine.root.staging_dir())?)
+    }
+
+    /// Fetches what objects of these lengths are made of, and returns which of it other versions of the same files have
+    /// here: that need not be fetched.
+    fn look_around(&self, objects: &BTreeMap<ObjectId, u64>, ground: &Ground<'_>) -> Result<Lent> {
         self.fetch(self.incoming.recipe_gaps(objects).map_err(damaged)?)?;
         let chunks = self.incoming.chunks_of(objects).map_err(damaged)?;
-        let lent = if chunks.is_empty() { Lent::default() } else { self.lend(objects, &chunks, ground)? };
-        self.fetch(self.incoming.content_gaps(objects, &|chunk| lent.has(chunk)).map_err(damaged)?)?;
-        let mut cold = self.incoming.cold(&self.engine.root.staging_dir())?;
-        cold.lend(lent);
-        Ok(cold)
+        if chunks.is_empty() { Ok(Lent::default()) } else { self.lend(objects, &chunks, ground) }
     }
 
     /// Looks for chunks in files that lie here where the objects are to lie.
@@ -188,7 +195,7 @@ impl<'a> Landing<'a> {
             let ManifestRef { id, bytes } = manifest_of(&arrival.record)?;
             wanted.insert(id, bytes);
         }
-        let mut cold = self.ready(&wanted, &Ground { arrivals: &[], layers: &[] })?;
+        let mut cold = self.ready(&wanted)?;
         let mut objects = BTreeMap::new();
         for arrival in arrivals {
             self.bring_manifest(&mut cold, arrival, &mut objects)?;
@@ -246,10 +253,14 @@ impl<'a> Landing<'a> {
                 there.insert(*object, *size);
             }
         }
-        self.thaw(&mut own, here, &objects)?;
+        let runs = own.runs(&mut here);
+        let give = |thawers: &Thawers<'_>| {
+            runs.into_iter().for_each(|run| thawers.add(here.get(run).unwrap_or_default()));
+            Ok(())
+        };
+        Thawers::run(&own, &objects, damaged, give)?;
         if !there.is_empty() {
-            let mut cold = self.ready(&there, ground)?;
-            self.thaw(&mut cold, there.keys().copied().collect(), &objects)?;
+            self.fetch_objects(&there, ground, &objects)?;
         }
         for (object, size) in wanted {
             if objects.stat(object)?.is_none_or(|stat| stat.size != *size) {
@@ -259,14 +270,36 @@ impl<'a> Landing<'a> {
         Ok(())
     }
 
-    fn thaw(&self, cold: &mut Cold, mut wanted: Vec<ObjectId>, objects: &Objects) -> Result<()> {
-        cold.sort(&mut wanted);
-        let batch = Batch { objects, files: RefCell::default() };
-        for object in &wanted {
-            cold.thaw(object, &batch).map_err(damaged)?;
-            batch.land_if_full()?;
+    /// Fetches objects of these lengths, some packs at a time: what has come of some is put together while the next are on
+    /// their way.
+    fn fetch_objects(&self, wanted: &BTreeMap<ObjectId, u64>, ground: &Ground<'_>, objects: &Objects) -> Result<()> {
+        let lent = self.look_around(wanted, ground)?;
+        let has = |chunk: &ObjectId| lent.has(chunk);
+        let mut cold = self.incoming.cold(&self.engine.root.staging_dir())?;
+        let mut sorted: Vec<ObjectId> = wanted.keys().copied().collect();
+        let runs = cold.runs(&mut sorted);
+        let mut regions: BTreeMap<u32, Vec<Range<usize>>> = BTreeMap::new();
+        for run in runs {
+            let Some(first) = sorted.get(run.start) else { continue };
+            regions.entry(cold.region(first)).or_default().push(run);
         }
-        batch.land()
+        cold.lend(lent.another());
+        let all = self.incoming.content_gaps(wanted, &has).map_err(damaged)?;
+        let part = PartOf::of(self.progress, &all);
+        let give = |thawers: &Thawers<'_>| {
+            for runs in regions.into_values() {
+                let of = |run: &Range<usize>| sorted.get(run.clone()).unwrap_or_default();
+                let named = runs.iter().flat_map(of).filter_map(|object| wanted.get_key_value(object));
+                let region: BTreeMap<ObjectId, u64> = named.map(|(object, size)| (*object, *size)).collect();
+                self.fetch_telling(self.incoming.content_gaps(&region, &has).map_err(damaged)?, &part)?;
+                runs.iter().for_each(|run| thawers.add(of(run)));
+                if thawers.has_failed() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        Thawers::run(&cold, objects, damaged, give)
     }
 
     /// Writes a layer's metadata image and gives both files their names.
@@ -277,6 +310,30 @@ impl<'a> Landing<'a> {
         files.write_image(manifest.id, root.secret()).map_err(unusable)?;
         files.publish()?;
         Ok(())
+    }
+}
+
+/// Tells of fetches as parts of one whose length was told before.
+struct PartOf<'a> {
+    whole: &'a dyn Progress,
+}
+
+impl<'a> PartOf<'a> {
+    fn of(whole: &'a dyn Progress, gaps: &[Gap]) -> Self {
+        let lengths = gaps.iter().map(|gap| gap.range.end.saturating_sub(gap.range.start));
+        let (layer, phase) = (usize::MAX, Phase::Download);
+        whole.event(Event::Started { layer, phase, name: "contents", bytes_total: Some(lengths.sum()) });
+        Self { whole }
+    }
+}
+
+impl Progress for PartOf<'_> {
+    fn event(&self, event: Event<'_>) {
+        let event = match event {
+            Event::Started { layer, phase, name, .. } => Event::Started { layer, phase, name, bytes_total: None },
+            other => other,
+        };
+        self.whole.event(event);
     }
 }
 
