@@ -125,7 +125,7 @@ impl Engine {
         Ok(if self.evict_by_bytes(doc, bytes_before)? { Step::Did } else { Step::Nothing })
     }
 
-    /// Returns the layers that any generation, run, image or view names; without those of one container.
+    /// Returns the layers that any generation, run, image or view names, or that are held; without those of one container.
     pub fn referenced_layers(&self, except: Option<&ContainerId>) -> Result<BTreeSet<LayerId>> {
         let mut referenced = BTreeSet::new();
         for doc in self.containers()? {
@@ -144,6 +144,7 @@ impl Engine {
         for (_, view) in self.views()? {
             referenced.extend(view.value.layers);
         }
+        referenced.extend(self.held_layers()?);
         Ok(referenced)
     }
 

@@ -436,7 +436,13 @@ fn arrival(record: &LayerRecord, queue: &Queue, goal: &Goal<'_>) -> Arrival {
             image: image.clone(),
             exited_at: *exited_at,
         },
-        Some(_) | None => LayerOrigin::Merged { of: Vec::new() },
+        Some(Generation { run: None, layers, image, .. }) => LayerOrigin::Import {
+            container: goal.id.clone(),
+            name: goal.name.to_string(),
+            image: image.clone(),
+            below: Some(layers.get(1..).unwrap_or_default().to_vec()),
+        },
+        None => LayerOrigin::Merged { of: Vec::new() },
     };
     Arrival { record: record.clone(), origin }
 }
