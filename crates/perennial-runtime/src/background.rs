@@ -80,14 +80,9 @@ mod tests {
     #[test]
     fn everything_but_idle_becomes_the_lowest_best_effort() {
         let of = |class: c_long, level: c_long| (class << CLASS_SHIFT) | level;
-        for (class, level, expected) in [
-            (0, 0, of(2, 7)),
-            (1, 0, of(2, 7)),
-            (2, 0, of(2, 7)),
-            (2, 7, of(2, 7)),
-            (3, 0, of(3, 0)),
-            (3, 7, of(3, 7)),
-        ] {
+        for (class, level, expected) in
+            [(0, 0, of(2, 7)), (1, 0, of(2, 7)), (2, 0, of(2, 7)), (2, 7, of(2, 7)), (3, 0, of(3, 0)), (3, 7, of(3, 7))]
+        {
             assert_eq!(lowered(of(class, level)), expected, "{class} {level}");
         }
     }

@@ -104,10 +104,11 @@ pub(super) fn of_container<'a>(copy: &Container, facts: &'a RebuildFacts) -> Vec
 
 /// Layers that became one with others, where that one is among these.
 fn became<'a>(facts: &'a RebuildFacts, named: &BTreeSet<&LayerId>) -> BTreeSet<&'a LayerId> {
-    let of = facts.layers.iter().filter(|(file, _)| named.contains(&file.id)).filter_map(|(file, _)| match &file.origin {
-        LayerOrigin::Merged { of } => Some(of),
-        LayerOrigin::Image { .. } | LayerOrigin::Run { .. } | LayerOrigin::Import { .. } => None,
-    });
+    let of =
+        facts.layers.iter().filter(|(file, _)| named.contains(&file.id)).filter_map(|(file, _)| match &file.origin {
+            LayerOrigin::Merged { of } => Some(of),
+            LayerOrigin::Image { .. } | LayerOrigin::Run { .. } | LayerOrigin::Import { .. } => None,
+        });
     of.flatten().collect()
 }
 
@@ -205,7 +206,10 @@ pub(super) fn hold(facts: &RebuildFacts, rebuilt: &mut Rebuilt) {
                  files of a layer that is not sealed are in layers/{}/tree; `perennial gc --held` frees what is held",
                 file.id
             ),
-            ..warning(whose, "no generation shows it, and what there is does not tell which should: it is held".to_owned())
+            ..warning(
+                whose,
+                "no generation shows it, and what there is does not tell which should: it is held".to_owned(),
+            )
         });
     }
     rebuilt.held = ids;

@@ -202,4 +202,3 @@ pub struct GenerationArg {
     #[arg(value_name = "NAME@SEQ")]
     pub generation: String,
 }
-
