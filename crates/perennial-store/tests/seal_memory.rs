@@ -1,13 +1,15 @@
 //! Memory that sealing holds: what an entry costs, counted, so that a million fit in what the design allows.
 //!
 //! The only test of its program: the most memory that a process has held is the process' own.
+#![cfg(test)]
 
 use perennial_core::id::LayerId;
 use perennial_store::objects::Objects;
 use perennial_store::root::{Root, Secret};
 use perennial_store::sealed::{self, Outcome, Request};
 use perennial_store::tree;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -39,6 +41,10 @@ impl Drop for Ground {
     }
 }
 
+fn write(path: &Path, text: &str) {
+    File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+}
+
 /// Files with objects, files without, links, and names of one file.
 fn make(tree: &Path, entries: u64) {
     for number in 0..entries {
@@ -49,10 +55,10 @@ fn make(tree: &Path, entries: u64) {
         }
         let path = directory.join(format!("an-entry-{number}"));
         match number % 10 {
-            7 => fs::write(path, number.to_string()).unwrap(),
+            7 => write(&path, &number.to_string()),
             8 => symlink(format!("../target-{number}"), path).unwrap(),
             9 => fs::hard_link(directory.join(format!("an-entry-{}", number - 3)), path).unwrap(),
-            _ => fs::write(path, number.to_string().repeat(40)).unwrap(),
+            _ => write(&path, &number.to_string().repeat(40)),
         }
     }
 }
@@ -72,7 +78,7 @@ fn seal(root: &Root, number: u8, entries: u64) -> u64 {
     make(&path, entries);
     let (objects, tree) = (Objects::open(root).unwrap(), tree::open_tree(&path).unwrap());
     let request = Request { root, objects: &objects, layer: &layer, tree: tree.as_fd(), below: &[], workers: 2 };
-    fs::write("/proc/self/clear_refs", "5").unwrap();
+    write(Path::new("/proc/self/clear_refs"), "5");
     match sealed::seal(&request, &mut || false).unwrap() {
         Outcome::Sealed(sealed) => assert_eq!(sealed.manifest.counts.entries, entries),
         Outcome::GaveWay => panic!("it gave way to nobody"),

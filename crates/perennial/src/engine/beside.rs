@@ -17,8 +17,9 @@ use perennial_store::root::{LockMode, Wait};
 use perennial_store::tree;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 /// Says that a fold of this layer was cut off.
 const TIMES: &str = "trusted.overlay.perennial_times";
@@ -29,6 +30,10 @@ fn at() -> Time {
 
 fn layer(number: u64) -> LayerId {
     LayerId::from_random(number.to_be_bytes())
+}
+
+fn write(path: &Path, text: &str) {
+    File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
 
 /// A root with layers in dir form.
@@ -68,14 +73,14 @@ impl Lab {
 #[test]
 fn a_fold_is_not_finished_while_the_tree_of_a_layer_below_goes() {
     let lab = Lab::new();
-    fs::write(lab.tree(1).join("hidden"), "of a layer below").unwrap();
+    write(&lab.tree(1).join("hidden"), "of a layer below");
     lab.tree(2);
     let whiteout = lab.hiding(3, "hidden");
     lsetxattr(lab.tree(3), TIMES, &[0; 32], XattrFlags::empty()).unwrap();
     let finish = || lab.engine.finish_fold(&layer(3), &layer(2), &[layer(1)]).unwrap();
     assert!(!lab.with_tree_going(1, finish), "it did not wait");
     assert!(whiteout.symlink_metadata().is_ok(), "what is hidden would be seen again");
-    fs::write(lab.tree(1).join("hidden"), "of a layer below").unwrap();
+    write(&lab.tree(1).join("hidden"), "of a layer below");
     assert!(finish());
     assert!(lab.tree(2).join("hidden").symlink_metadata().is_ok(), "the whiteout is in the older layer now");
 }
@@ -83,11 +88,11 @@ fn a_fold_is_not_finished_while_the_tree_of_a_layer_below_goes() {
 #[test]
 fn layers_are_not_merged_while_the_tree_of_an_image_layer_goes() {
     let lab = Lab::new();
-    fs::write(lab.tree(100).join("hidden"), "of the image").unwrap();
+    write(&lab.tree(100).join("hidden"), "of the image");
     let depth = u64::try_from(DEPTH_MAX).unwrap() + 1;
     let layers: Vec<LayerId> = (1..=depth).rev().map(layer).collect();
     for number in 1..=depth {
-        fs::write(lab.tree(number).join(number.to_string()), "changed").unwrap();
+        write(&lab.tree(number).join(number.to_string()), "changed");
     }
     lab.hiding(1, "hidden");
     let id = record(&lab, &layers);
@@ -95,7 +100,7 @@ fn layers_are_not_merged_while_the_tree_of_an_image_layer_goes() {
     assert_eq!(lab.with_tree_going(100, merge), Step::GaveWay);
     let stack = |lab: &Lab| lab.engine.container(&id).unwrap().value.queue.unwrap().generations.remove(0).layers;
     assert_eq!(stack(&lab), layers);
-    fs::write(lab.tree(100).join("hidden"), "of the image").unwrap();
+    write(&lab.tree(100).join("hidden"), "of the image");
     assert_eq!(merge(), Step::Did);
     let merged = stack(&lab);
     assert_eq!(merged.len(), 1);
