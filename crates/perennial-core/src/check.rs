@@ -23,6 +23,8 @@ pub struct StoreFacts {
     pub image_layers: BTreeSet<LayerId>,
     /// Layers that mounted views name.
     pub view_layers: BTreeSet<LayerId>,
+    /// Layers that a rebuild of the records could not tell to whom they belong.
+    pub held: BTreeSet<LayerId>,
     /// Run directories.
     pub run_dirs: BTreeSet<RunId>,
     /// Unions mounted under the root, by run.
@@ -71,6 +73,11 @@ pub fn check(facts: &StoreFacts) -> Vec<Finding> {
     }
     let mut live_runs = BTreeSet::new();
     let mut named: BTreeSet<LayerId> = facts.image_layers.union(&facts.view_layers).cloned().collect();
+    for layer in &facts.held {
+        let (object, message) = (format!("layer {layer}"), "held: `doctor --rebuild` found nobody for it".into());
+        findings.push(Finding::new(Severity::Warning, object, message, "`perennial gc --held` frees what is held"));
+        named.insert(layer.clone());
+    }
     for container in &facts.containers {
         check_queue(container, &mut findings);
         check_references(container, facts, &mut findings);

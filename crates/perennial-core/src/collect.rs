@@ -62,6 +62,8 @@ pub struct CollectFacts {
     pub layer_dirs: BTreeSet<LayerId>,
     /// Layers that images name.
     pub image_layers: BTreeSet<LayerId>,
+    /// Layers that are held though nothing else names them.
+    pub held: BTreeSet<LayerId>,
     /// Views.
     pub views: Vec<ViewFacts>,
     /// Run directories nobody holds.
@@ -178,7 +180,7 @@ impl CollectFacts {
 }
 
 fn unused_layers(facts: &CollectFacts) -> Vec<SizedLayer> {
-    let mut named = facts.image_layers.clone();
+    let mut named: BTreeSet<LayerId> = facts.image_layers.union(&facts.held).cloned().collect();
     for container in &facts.containers {
         named.extend(container.queue.iter().flat_map(Queue::layers));
         if let Some(run) = container.phase.run() {

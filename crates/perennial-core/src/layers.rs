@@ -178,7 +178,7 @@ pub enum LayerOrigin {
         /// Those layers, newest first.
         of: Vec<LayerId>,
     },
-    /// A part of a generation that was read from an image.
+    /// A part of a generation that was read from an image, or the newest of one that came from elsewhere.
     Import {
         /// The container it was read for.
         container: ContainerId,
@@ -186,6 +186,9 @@ pub enum LayerOrigin {
         name: String,
         /// The image below it.
         image: Digest,
+        /// Own layers below it, newest first; nothing where an older release has not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        below: Option<Vec<LayerId>>,
     },
 }
 

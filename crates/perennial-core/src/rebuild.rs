@@ -7,14 +7,17 @@
 //! - A generation of which a layer is gone was evicted after the copy, or is damaged: it is left out, by name.
 //! - A layer made by a run that the copy does not know is a generation that was saved after it.
 //! - A layer that was merged meanwhile is replaced by the one it became.
+//! - A container without a copy is made of its layers, with the settings of a new one.
+//! - A layer that nothing shows after all that is held: nothing frees it until somebody says so.
+
+mod later;
 
 use crate::check::{Finding, Severity};
 use crate::container::{Container, Phase};
-use crate::generations::{Generation, Health, Kind, Queue};
-use crate::id::{ContainerId, Digest, LayerId, RunId, Seq};
+use crate::generations::Generation;
+use crate::id::{ContainerId, Digest, LayerId, Seq};
 use crate::image::Image;
 use crate::layers::{Form, LayerFile, LayerKind, LayerOrigin, LayerRecord, ManifestRef};
-use crate::time::Time;
 use alloc::borrow::ToOwned as _;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -82,6 +85,8 @@ pub struct Rebuilt {
     pub names: BTreeMap<String, Digest>,
     /// Layers, in order of their ids.
     pub layers: Vec<LayerRecord>,
+    /// Those among them that nothing shows and that are kept all the same, in order.
+    pub held: Vec<LayerId>,
     /// What could not be made again, or not for certain.
     pub findings: Vec<Finding>,
 }
@@ -97,8 +102,28 @@ pub fn plan(facts: &RebuildFacts) -> Rebuilt {
     let place = Place { found: &found, became: became(facts), images: digests };
     let mut findings = Vec::new();
     let mut names = BTreeSet::new();
-    for container in newest_containers(facts).into_values() {
-        let mut container = rebuild_container(container, &place, facts, &mut findings);
+    let copied = newest_containers(facts);
+    let bare = later::bare_containers(facts, &|id| copied.contains_key(id));
+    let containers = copied.into_values().map(|copy| (copy, true)).chain(bare.iter().map(|bare| (bare, false)));
+    for (copy, has_copy) in containers {
+        let mut container = rebuild_container(copy, &place, facts, &mut findings);
+        if !has_copy {
+            if container.queue.as_ref().is_none_or(|queue| queue.generations.is_empty()) {
+                continue;
+            }
+            if let Some((name, _)) = rebuilt.names.iter().find(|(_, digest)| **digest == container.image) {
+                container.image_name.clone_from(name);
+            }
+            findings.push(Finding {
+                hint: "`perennial inspect` shows what it has now".to_owned(),
+                ..warning(
+                    format!("container {}", container.name),
+                    "there is no copy of its record: it has the generations that its layers tell of, and the settings of \
+                     a new container"
+                        .to_owned(),
+                )
+            });
+        }
         if !names.insert(container.name.clone()) {
             // A container of that name was removed and its layers not yet freed.
             let name = format!("{}-{}", container.name, container.id);
@@ -110,17 +135,9 @@ pub fn plan(facts: &RebuildFacts) -> Rebuilt {
         }
         rebuilt.containers.push(container);
     }
-    for (file, _) in &facts.layers {
-        if let LayerOrigin::Run { container, name, .. } | LayerOrigin::Import { container, name, .. } = &file.origin
-            && !rebuilt.containers.iter().any(|known| known.id == *container)
-        {
-            findings.push(warning(
-                format!("layer {}", file.id),
-                format!("belongs to container {name} ({container}), of which there is no copy of a record"),
-            ));
-        }
-    }
+    rebuilt.containers.sort_by(|a, b| a.id.cmp(&b.id));
     rebuilt.findings.append(&mut findings);
+    later::hold(facts, &mut rebuilt);
     rebuilt
 }
 
@@ -244,7 +261,6 @@ fn rebuild_container(
 ) -> Container {
     let mut container = copy.clone();
     let mut queue = container.queue.take().unwrap_or_default();
-    let known: BTreeSet<RunId> = queue.generations.iter().filter_map(|generation| generation.run.clone()).collect();
     queue.generations = queue
         .generations
         .into_iter()
@@ -256,8 +272,8 @@ fn rebuild_container(
             }
         })
         .collect();
-    for (file, record) in later_runs(copy, &known, facts) {
-        append_later(&mut queue, file, record, place, findings);
+    for found in later::of_container(copy, facts) {
+        later::append(&mut queue, &found, (copy, place), findings);
     }
     let is_there = |seq: Option<Seq>| seq.is_some_and(|seq| queue.generations.iter().any(|item| item.seq == seq));
     if !is_there(queue.current) {
@@ -270,75 +286,6 @@ fn rebuild_container(
     container.conditions.clear();
     container.queue = Some(queue);
     container
-}
-
-/// Layers that runs of a container made after the copy of its record, oldest first.
-fn later_runs<'a>(
-    copy: &Container,
-    known: &BTreeSet<RunId>,
-    facts: &'a RebuildFacts,
-) -> Vec<(&'a LayerFile, &'a LayerRecord)> {
-    let last = copy.queue.as_ref().and_then(|queue| queue.generations.iter().map(|item| item.exited_at).max());
-    let mut later: Vec<(Time, &LayerFile, &LayerRecord)> = facts
-        .layers
-        .iter()
-        .filter_map(|(file, record)| match &file.origin {
-            LayerOrigin::Run { container, run, exited_at, .. }
-                if *container == copy.id && !known.contains(run) && Some(*exited_at) > last =>
-            {
-                Some((*exited_at, file, record))
-            }
-            LayerOrigin::Run { .. }
-            | LayerOrigin::Image { .. }
-            | LayerOrigin::Merged { .. }
-            | LayerOrigin::Import { .. } => None,
-        })
-        .collect();
-    later.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
-    later.into_iter().map(|(_, file, record)| (file, record)).collect()
-}
-
-fn append_later(
-    queue: &mut Queue,
-    file: &LayerFile,
-    record: &LayerRecord,
-    place: &Place<'_>,
-    findings: &mut Vec<Finding>,
-) {
-    let LayerOrigin::Run { name, run, below, image, exited_at, .. } = &file.origin else { return };
-    let seq = queue.next_seq;
-    let mut layers = alloc::vec![file.id.clone()];
-    layers.extend_from_slice(below);
-    let generation = Generation {
-        seq,
-        exited_at: *exited_at,
-        kind: Kind::Salvage,
-        health: Health::Unknown,
-        exit_code: None,
-        parent: queue.current,
-        image: image.clone(),
-        layers,
-        mount_options: Vec::new(),
-        run: Some(run.clone()),
-        bytes: record.bytes,
-        entries: record.entries,
-        pinned: false,
-        quarantined: false,
-        cold: false,
-        verified_at: None,
-        clean: false,
-        note: Some("found by doctor --rebuild".to_owned()),
-        by: "doctor".to_owned(),
-        extra: BTreeMap::new(),
-    };
-    match place.check(&generation) {
-        Ok(layers) => {
-            queue.generations.push(Generation { layers, ..generation });
-            queue.next_seq = Seq(seq.0.saturating_add(1));
-            queue.current = Some(seq);
-        }
-        Err(why) => findings.push(warning(format!("layer {} of container {name}", file.id), why)),
-    }
 }
 
 /// Returns the record of a layer as its own file and directory say, for want of a copy. `manifest` is that of its sealed

@@ -15,6 +15,7 @@
 //! - [`logs`]: what a container has printed.
 
 pub mod attach;
+pub mod background;
 pub mod bundle;
 pub mod capabilities;
 pub mod cgroup;

@@ -58,6 +58,13 @@ fn every_origin_of_a_layer_survives_a_round_trip() {
             container: ContainerId::from_random([3; 8]),
             name: "web".into(),
             image: Digest::from_sha256(&[1; 32]),
+            below: Some(vec![layer(1)]),
+        },
+        LayerOrigin::Import {
+            container: ContainerId::from_random([3; 8]),
+            name: "web".into(),
+            image: Digest::from_sha256(&[1; 32]),
+            below: None,
         },
     ] {
         let created_at = "2026-11-22T19:10:00Z".parse().unwrap();

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use stage::{Stage, texts};
 use std::fs;
+use std::path::PathBuf;
 
 /// Removes the record store with its companions.
 fn lose_records(stage: &Stage) -> Result<()> {
@@ -79,6 +80,111 @@ fn a_damaged_record_store_is_kept_aside_and_a_whole_one_is_left_alone() -> Resul
     });
     ensure!(aside.is_some(), "the damaged store is gone");
     stage.ok(&["doctor"])?;
+    Ok(())
+}
+
+/// Copies of records beside layers.
+fn copies(stage: &Stage, kind: &str) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut copies = Vec::new();
+    for layer in fs::read_dir(stage.root().join("layers"))?.flatten() {
+        for entry in fs::read_dir(layer.path())?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(kind) {
+                copies.push((entry.path(), fs::read(entry.path())?));
+            }
+        }
+    }
+    Ok(copies)
+}
+
+fn forget_copies(stage: &Stage, kind: &str) -> Result<()> {
+    for (path, _) in copies(stage, kind)? {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Whatever frees what nothing names does so: an exit, and a collection.
+fn collect(stage: &Stage) -> Result<()> {
+    stage.sh_ok("other", "echo other >/root/other")?;
+    stage.quiet()?;
+    stage.ok(&["gc"])?;
+    Ok(())
+}
+
+#[test]
+fn what_was_imported_after_the_last_copy_is_a_generation() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box"])?;
+    stage.sh_ok("web", "echo 1 >/root/number")?;
+    stage.sh_ok("web", "echo 2 >/root/number; echo more >/root/more")?;
+    stage.quiet()?;
+    let image = format!("oci:{}", stage.path("exported").display());
+    stage.ok(&["export", "web", &image])?;
+    // As if the machine had died between the commit of an import and the copies: into a container that is there, and into
+    // a new one.
+    let copies = copies(&stage, "container-")?;
+    stage.ok(&["import", "web", &image])?;
+    stage.ok(&["import", "twig", &image])?;
+    stage.quiet()?;
+    forget_copies(&stage, "container-")?;
+    for (path, bytes) in copies {
+        stage::write(path, bytes)?;
+    }
+    lose_records(&stage)?;
+    let made: Value = stage.json(&["doctor", "--rebuild"])?;
+    let findings = made["findings"].as_array().cloned().unwrap_or_default();
+    ensure!(findings.len() == 1 && findings[0]["object"] == "container twig", "{findings:?}");
+    stage.ok(&["create", "other", "--image", "box"])?;
+    collect(&stage)?;
+    assert_eq!(stage.seqs("web")?, [1, 2, 3]);
+    assert_eq!(stage.generation("web", 3)?["kind"], "import");
+    for name in ["web", "twig"] {
+        assert_eq!(stage.sh_ok(name, "cat /root/number /root/more")?, "2\nmore\n");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_layer_that_nobody_can_be_found_for_stays_until_it_is_let_go() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box"])?;
+    stage.sh_ok("web", "echo 1 >/root/number")?;
+    stage.quiet()?;
+    let layer = texts(&stage.generation("web", 1)?, "/layers")?.remove(0);
+    // The image is lost with its record.
+    forget_copies(&stage, "image-")?;
+    lose_records(&stage)?;
+    let made: Value = stage.json(&["doctor", "--rebuild"])?;
+    let told = made["findings"].to_string();
+    ensure!(told.contains(&layer) && told.contains("gc --held"), "{told}");
+    stage.import_from(&format!("rootfs:{}", stage::box_tar()?.display()), "box")?;
+    stage.ok(&["create", "other", "--image", "box"])?;
+    collect(&stage)?;
+    ensure!(stage.layers()?.contains(&layer), "it was freed: {:?}", stage.layers()?);
+    let doctor: Value = stage.json(&["doctor"])?;
+    ensure!(doctor.to_string().contains(&layer), "doctor does not tell of it");
+    // The image is back, so a rebuild finds whose it is.
+    lose_records(&stage)?;
+    stage.ok(&["doctor", "--rebuild"])?;
+    assert_eq!(stage.sh_ok("web", "cat /root/number")?, "1\n");
+    Ok(())
+}
+
+#[test]
+fn what_is_held_goes_when_nobody_wants_it() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["create", "web", "--image", "box"])?;
+    stage.sh_ok("web", "echo 1 >/root/number")?;
+    stage.quiet()?;
+    let layer = texts(&stage.generation("web", 1)?, "/layers")?.remove(0);
+    forget_copies(&stage, "image-")?;
+    lose_records(&stage)?;
+    stage.ok(&["doctor", "--rebuild"])?;
+    let plan: Value = stage.json(&["gc", "--held", "--dry-run"])?;
+    ensure!(plan.to_string().contains(&layer), "{plan}");
+    ensure!(stage.layers()?.contains(&layer), "a dry run freed it");
+    stage.ok(&["gc", "--held"])?;
+    ensure!(!stage.layers()?.contains(&layer), "it is still there");
     Ok(())
 }
 

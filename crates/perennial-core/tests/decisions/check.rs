@@ -16,6 +16,7 @@ fn facts_of(world: &World) -> StoreFacts {
         layer_trees: all,
         image_layers: [base].into(),
         view_layers: [].into(),
+        held: [].into(),
         run_dirs: world.container.phase.run().map(|run| run.id.clone()).into_iter().collect(),
         mounts: world.container.phase.run().map(|run| run.id.clone()).into_iter().collect(),
     }

@@ -57,6 +57,18 @@ fn made(number: u64, below: &[u64]) -> (LayerFile, LayerRecord) {
     file(number, origin)
 }
 
+/// A layer that was read from an image, over `below`.
+fn read(number: u64, below: Option<&[u64]>) -> (LayerFile, LayerRecord) {
+    let below = below.map(|below| below.iter().map(|number| layer(*number)).collect());
+    file(number, LayerOrigin::Import { container: id(), name: "web".into(), image: digest(1), below })
+}
+
+const HELD: &str = "no generation shows it, and what there is does not tell which should: it is held";
+
+fn held(container: &str, number: u64) -> String {
+    format!("layer {} of container {container}: {HELD}", layer(number))
+}
+
 fn generation(number: u64, layers: &[u64]) -> Generation {
     Generation {
         seq: Seq(number),
@@ -153,8 +165,9 @@ fn a_layer_of_a_later_run_is_a_generation() {
 #[test]
 fn a_later_run_over_lost_layers_is_left_out_by_name() {
     let facts = facts(vec![made(1, &[]), made(3, &[2, 1])], vec![copy(1, &[(1, &[1])])]);
-    let found = vec![format!("layer {} of container web: its layer {} is gone", layer(3), layer(2))];
+    let found = vec![format!("layer {} of container web: its layer {} is gone", layer(3), layer(2)), held("web", 3)];
     assert_eq!(outcome(&facts), (vec![(1, vec![layer(1)])], Some(1), found));
+    assert_eq!(plan(&facts).held, [layer(3)]);
 }
 
 #[test]
@@ -171,16 +184,80 @@ fn an_image_without_its_layer_takes_its_generations_along() {
     let found = vec![
         format!("image {}: its layer {} is gone", digest(1), layer(IMAGE)),
         format!("generation web@1: its image {} is gone", digest(1)),
+        held("web", 1),
     ];
     assert_eq!(outcome(&facts), (vec![], None, found));
+    assert_eq!(plan(&facts).held, [layer(1)]);
 }
 
 #[test]
-fn a_layer_of_an_unknown_container_is_named() {
-    let facts = facts(vec![made(1, &[])], vec![]);
-    let found =
-        vec![format!("layer {}: belongs to container web ({}), of which there is no copy of a record", layer(1), id())];
+fn a_container_without_a_copy_is_made_of_its_layers() {
+    let facts = facts(vec![made(1, &[]), made(2, &[1])], vec![]);
+    let found = vec![
+        "container web: there is no copy of its record: it has the generations that its layers tell of, and the settings \
+         of a new container"
+            .to_owned(),
+    ];
+    let expected = vec![(1, vec![layer(1)]), (2, vec![layer(2), layer(1)])];
+    assert_eq!(outcome(&facts), (expected, Some(2), found));
+    let rebuilt = plan(&facts);
+    assert_eq!((&rebuilt.containers[0].id, rebuilt.containers[0].image_name.as_str()), (&id(), "box"));
+    assert_eq!(rebuilt.held, []);
+}
+
+#[test]
+fn a_container_without_a_copy_of_which_no_state_is_whole_is_not_made() {
+    let facts = facts(vec![made(2, &[1])], vec![]);
+    let found = vec![format!("layer {} of container web: its layer {} is gone", layer(2), layer(1)), held("web", 2)];
     assert_eq!(outcome(&facts), (vec![], None, found));
+    assert_eq!(plan(&facts).containers, []);
+}
+
+#[test]
+fn what_was_read_from_an_image_after_the_copy_is_one_generation() {
+    let parts = vec![made(1, &[]), read(3, Some(&[2])), read(2, Some(&[]))];
+    let facts = facts(parts, vec![copy(1, &[(1, &[1])])]);
+    let expected = vec![(1, vec![layer(1)]), (2, vec![layer(3), layer(2)])];
+    assert_eq!(outcome(&facts), (expected, Some(2), vec![]));
+    assert_eq!(plan(&facts).containers[0].queue.as_ref().unwrap().generations[1].kind, Kind::Import);
+}
+
+#[test]
+fn parts_of_unknown_order_are_held_by_name_and_a_single_one_is_a_generation() {
+    let several = facts(vec![made(1, &[]), read(2, None), read(3, None)], vec![copy(1, &[(1, &[1])])]);
+    assert_eq!(outcome(&several), (vec![(1, vec![layer(1)])], Some(1), vec![held("web", 2), held("web", 3)]));
+    assert_eq!(plan(&several).held, [layer(2), layer(3)]);
+    let single = facts(vec![made(1, &[]), read(2, None)], vec![copy(1, &[(1, &[1])])]);
+    assert_eq!(outcome(&single), (vec![(1, vec![layer(1)]), (2, vec![layer(2)])], Some(2), vec![]));
+}
+
+#[test]
+fn a_state_that_is_not_younger_than_the_copy_is_kept_without_becoming_the_present_one() {
+    let facts = facts(vec![made(1, &[]), made(9, &[])], vec![copy(9, &[(9, &[9])])]);
+    let found = vec![format!(
+        "generation web@10: made of layer {}, which the copy of the record does not know and which is not younger: it was \
+         evicted, or saved while the clock was wrong; it is pinned and quarantined",
+        layer(1)
+    )];
+    assert_eq!(outcome(&facts), (vec![(9, vec![layer(9)]), (10, vec![layer(1)])], Some(9), found));
+    let generation = plan(&facts).containers[0].queue.as_ref().unwrap().generations[1].clone();
+    assert!(generation.pinned && generation.quarantined);
+}
+
+#[test]
+fn what_became_one_with_others_is_not_told_of() {
+    // Merged, with all of it still there: shown by what the copy names.
+    let merged = file(50, LayerOrigin::Merged { of: vec![layer(2), layer(1)] });
+    let before = facts(vec![made(1, &[]), made(2, &[1]), merged.clone()], vec![copy(2, &[(2, &[2, 1])])]);
+    assert_eq!(outcome(&before), (vec![(2, vec![layer(2), layer(1)])], Some(2), vec![]));
+    let after = facts(vec![made(1, &[]), made(2, &[1]), merged], vec![copy(2, &[(2, &[50])])]);
+    assert_eq!(outcome(&after), (vec![(2, vec![layer(50)])], Some(2), vec![]));
+    assert_eq!((plan(&before).held, plan(&after).held), (vec![], vec![]));
+    // One that came from elsewhere below others, and nothing says whose it is.
+    let foreign = file(50, LayerOrigin::Merged { of: vec![] });
+    let alone = facts(vec![made(1, &[]), foreign], vec![copy(1, &[(1, &[1])])]);
+    let found = vec![format!("layer {}: {HELD}", layer(50))];
+    assert_eq!(outcome(&alone), (vec![(1, vec![layer(1)])], Some(1), found));
 }
 
 #[test]

@@ -22,6 +22,15 @@ pub const REMOTES: &str = "remote/";
 /// Prefix of the records of what is known of containers at such places.
 pub const TRACKINGS: &str = "tracking/";
 
+/// Prefix of the records that hold layers which nothing else names.
+pub const HELD: &str = "held/";
+
+/// Returns the key that holds a layer.
+#[must_use]
+pub fn held(id: &LayerId) -> String {
+    format!("{HELD}{id}")
+}
+
 /// Returns the key of a place in a registry.
 #[must_use]
 pub fn remote(name: &str) -> String {

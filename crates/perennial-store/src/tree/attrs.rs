@@ -118,6 +118,15 @@ fn proc_fd<'a>(buffer: &'a mut Vec<u8>, fd: BorrowedFd<'_>) -> &'a [u8] {
     buffer
 }
 
+/// Whether the inode flags of an open file are known already.
+#[derive(Debug, Clone, Copy)]
+pub enum Flags {
+    /// They are these, or it has none.
+    Known(Option<IFlags>),
+    /// They are not.
+    ToRead,
+}
+
 impl AttrIo {
     /// Makes one for entries of layers or of views.
     #[must_use]
@@ -240,7 +249,21 @@ impl AttrIo {
         stat: &EntryStat,
         path: &dyn Fn() -> EntryPath,
     ) -> Result<Attrs, TreeError> {
-        let mut attrs = self.read_as_is(target, stat, path)?;
+        self.read_with(target, stat, Flags::ToRead, path)
+    }
+
+    /// The same where the inode flags may be known.
+    ///
+    /// # Errors
+    /// As [`AttrIo::read`].
+    pub fn read_with(
+        &mut self,
+        target: Target<'_>,
+        stat: &EntryStat,
+        flags: Flags,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<Attrs, TreeError> {
+        let mut attrs = self.read_all(target, stat, flags, path)?;
         if self.reading == Reading::Layers {
             let (metacopy, redirect) = (attrs.xattrs.remove(overlay::METACOPY), attrs.xattrs.remove(overlay::REDIRECT));
             object_named(metacopy.as_deref(), redirect.as_deref(), path)?;
@@ -302,6 +325,16 @@ impl AttrIo {
         stat: &EntryStat,
         path: &dyn Fn() -> EntryPath,
     ) -> Result<Attrs, TreeError> {
+        self.read_all(target, stat, Flags::ToRead, path)
+    }
+
+    fn read_all(
+        &mut self,
+        target: Target<'_>,
+        stat: &EntryStat,
+        flags: Flags,
+        path: &dyn Fn() -> EntryPath,
+    ) -> Result<Attrs, TreeError> {
         let list =
             self.xattr_names(target).map_err(|errno| TreeError::system("list the attributes of", path(), errno))?;
         let mut xattrs = BTreeMap::new();
@@ -315,12 +348,15 @@ impl AttrIo {
         xattrs.remove(overlay::PROTECTED);
         let times = xattrs.remove(overlay::TIMES).and_then(|value| overlay::decode_times(&value));
         let (atime, mtime) = times.unwrap_or((stat.atime, stat.mtime));
-        let flags = match target {
-            // In a layer the note and the flags say the same, and a copy begins with the note alone.
-            Target::Open(fd) if xattrs.contains_key(overlay::PROTATTR) => flags_of(fd, path)?.map(|f| f - FLAGS_LOCKED),
-            Target::Open(fd) => flags_of(fd, path)?,
-            Target::Named(..) => None,
+        let mut flags = match (flags, target) {
+            (Flags::Known(flags), _) => flags,
+            (Flags::ToRead, Target::Open(fd)) => flags_of(fd, path)?,
+            (Flags::ToRead, Target::Named(..)) => None,
         };
+        if xattrs.contains_key(overlay::PROTATTR) {
+            // In a layer the note and the flags say the same, and a copy begins with the note alone.
+            flags = flags.map(|flags| flags - FLAGS_LOCKED);
+        }
         Ok(Attrs { mode: stat.mode & PERMISSIONS, uid: stat.uid, gid: stat.gid, atime, mtime, xattrs, flags })
     }
 

@@ -1,6 +1,6 @@
 //! Copies one entry that is not a directory: content with its holes, links, special files, and all metadata.
 
-use super::attrs::{AttrIo, Kind, Reading, Target, apply_early_flags, read_flags, refused};
+use super::attrs::{AttrIo, Flags, Kind, Reading, Target, apply_early_flags, read_flags, refused};
 use super::cursor::EntryStat;
 use super::error::{EntryPath, TreeError};
 use super::overlay;
@@ -8,8 +8,8 @@ use crate::crew::Crew;
 use crate::objects::Objects;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    FileType, Mode, OFlags, SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, mknodat, openat, readlinkat, seek,
-    symlinkat,
+    FileType, IFlags, Mode, OFlags, SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, mknodat, openat, readlinkat,
+    seek, symlinkat,
 };
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -46,6 +46,7 @@ pub(crate) struct Filling {
     source: OwnedFd,
     target: OwnedFd,
     stat: EntryStat,
+    flags: Option<IFlags>,
     path: EntryPath,
 }
 
@@ -111,10 +112,10 @@ impl<'a> Copier<'a> {
         let stat = EntryStat::of_open(source.as_fd()).map_err(|errno| fail("look at", errno))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let target = openat(to.dir, to.name, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| fail("create", errno))?;
-        read_flags(source.as_fd())
-            .and_then(|flags| apply_early_flags(target.as_fd(), flags))
+        let flags = read_flags(source.as_fd())
+            .and_then(|flags| apply_early_flags(target.as_fd(), flags).map(|()| flags))
             .map_err(|errno| fail("set the inode flags of", errno))?;
-        let filling = Filling { source, target, stat, path: path() };
+        let filling = Filling { source, target, stat, flags, path: path() };
         match self.crew {
             Some(crew) => crew.add(filling),
             None => self.fill(&filling),
@@ -123,11 +124,11 @@ impl<'a> Copier<'a> {
 
     /// Gives a new file its content and its metadata.
     pub(crate) fn fill(&mut self, filling: &Filling) -> Result<(), TreeError> {
-        let Filling { source, target, stat, path } = filling;
+        let Filling { source, target, stat, flags, path } = filling;
         let path = || path.clone();
         let object = self.content(source, stat, &path)?;
         self.copy_data(object.as_ref().unwrap_or(source).as_fd(), target.as_fd(), stat.size, &path)?;
-        let attrs = self.io.read(Target::Open(source.as_fd()), stat, &path)?;
+        let attrs = self.io.read_with(Target::Open(source.as_fd()), stat, Flags::Known(*flags), &path)?;
         self.io.apply(Target::Open(target.as_fd()), &attrs, Kind::Other, &path)
     }
 
@@ -161,8 +162,7 @@ impl<'a> Copier<'a> {
             return Ok(());
         }
         let fail = |errno| TreeError::system("copy", path(), errno);
-        ftruncate(target, size).map_err(fail)?;
-        let mut offset = 0_u64;
+        let (mut offset, mut written) = (0_u64, 0_u64);
         while offset < size {
             let data = match seek(source, SeekFrom::Data(offset)) {
                 Ok(data) => data,
@@ -171,9 +171,13 @@ impl<'a> Copier<'a> {
             };
             let hole = seek(source, SeekFrom::Hole(data)).map_err(fail)?.min(size);
             self.copy_stretch(source, target, (data, hole), path)?;
+            if hole > data {
+                written = hole;
+            }
             offset = hole.max(data);
         }
-        Ok(())
+        // Most files end with data, and setting a length takes as long as writing 8 kB.
+        if written < size { ftruncate(target, size).map_err(fail) } else { Ok(()) }
     }
 
     fn copy_stretch(

@@ -120,7 +120,7 @@ pub enum Command {
     /// Pack what only older generations show: compressed together, thawed when it is used
     Pack(PackArgs),
     /// Recover what dead processes left and free what nothing needs
-    Gc(DryRunArg),
+    Gc(GcArgs),
     /// Show what takes space
     Df,
     /// Print a shell completion script
@@ -201,12 +201,4 @@ pub struct GenerationArg {
     /// Container and generation, as NAME@SEQ
     #[arg(value_name = "NAME@SEQ")]
     pub generation: String,
-}
-
-/// `--dry-run`.
-#[derive(Debug, Args)]
-pub struct DryRunArg {
-    /// Print what would be done, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
 }

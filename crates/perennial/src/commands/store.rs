@@ -1,9 +1,10 @@
 //! `gc` and `df`.
 
 use super::Context;
-use crate::cli::args::DryRunArg;
+use crate::cli::args::GcArgs;
 use crate::cli::output::{self, Style};
 use crate::cli::table;
+use crate::engine::collect::Held;
 use crate::engine::usage::DiskUse;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::collect::{CollectPlan, ObjectCount};
@@ -13,13 +14,14 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// Where the records cannot be read, or something resists; everything else is done then.
-pub fn gc(context: &Context, args: &DryRunArg) -> Result<()> {
+pub fn gc(context: &Context, args: &GcArgs) -> Result<()> {
+    let held = if args.held { Held::Goes } else { Held::Stays };
     if args.dry_run {
-        let plan = context.engine.plan_collection()?;
+        let plan = context.engine.plan_collection(held)?;
         show(context, &plan, false);
         return Ok(());
     }
-    let mut done = context.engine.collect()?;
+    let mut done = context.engine.collect(held)?;
     show(context, &done.plan, true);
     let count = done.failures.len();
     for failure in done.failures.drain(1.min(count)..) {

@@ -12,6 +12,7 @@ use perennial_core::id::{ContainerId, LayerId, RunId};
 use perennial_runtime::cgroup::Cgroup;
 use perennial_runtime::mount;
 use perennial_store::layer;
+use perennial_store::records::{RecordStore as _, Transaction, keys};
 use perennial_store::root::{LockMode, Wait};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,15 @@ use std::time::Duration;
 
 /// How long what is left of a dead run may take to end.
 const END_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What becomes of layers that `doctor --rebuild` has found nobody for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// They stay.
+    Stays,
+    /// Nobody wants them any more.
+    Goes,
+}
 
 /// What a collection did.
 #[derive(Debug, Default)]
@@ -35,16 +45,41 @@ impl Engine {
     ///
     /// # Errors
     /// Where records or directories cannot be read.
-    pub fn plan_collection(&self) -> Result<CollectPlan> {
-        Ok(plan(&self.collect_facts()?))
+    pub fn plan_collection(&self, held: Held) -> Result<CollectPlan> {
+        let mut facts = self.collect_facts()?;
+        if held == Held::Goes {
+            facts.held.clear();
+        }
+        Ok(plan(&facts))
+    }
+
+    /// Layers that `doctor --rebuild` has found nobody for.
+    ///
+    /// # Errors
+    /// Where the records cannot be read.
+    pub fn held_layers(&self) -> Result<BTreeSet<LayerId>> {
+        let keys = self.records.list(keys::HELD)?.into_iter();
+        Ok(keys.filter_map(|(key, _)| key.strip_prefix(keys::HELD)?.parse().ok()).collect())
+    }
+
+    /// Holds them no longer: what frees layers that nothing names frees them, too.
+    fn let_held_go(&self) -> Result<()> {
+        let _graph = self.root.lock_graph()?;
+        let held = self.held_layers()?;
+        let transaction = held.iter().fold(Transaction::new(), |transaction, id| transaction.delete(keys::held(id)));
+        self.records.commit(&transaction)?;
+        Ok(())
     }
 
     /// Recovers what dead processes left and frees what nothing needs.
     ///
     /// # Errors
     /// Where records or directories cannot be read; a single object that resists is in the result.
-    pub fn collect(&self) -> Result<Collected> {
-        let before = self.plan_collection()?;
+    pub fn collect(&self, held: Held) -> Result<Collected> {
+        if held == Held::Goes {
+            self.let_held_go()?;
+        }
+        let before = self.plan_collection(held)?;
         let mut done = Collected::default();
         let mut note = |result: Result<()>| done.failures.extend(result.err());
         for run in &before.runs {
@@ -53,7 +88,7 @@ impl Engine {
         note(self.drop_stale_views().map(drop));
         // A recovered run evicts, so what is free is known only after it.
         self.recover_all()?;
-        let after = self.plan_collection()?;
+        let after = self.plan_collection(held)?;
         note(self.free_unused().map(drop));
         note(self.free_image_layers().map(drop));
         for id in &after.logs {
@@ -121,6 +156,7 @@ impl Engine {
         for doc in self.layers()? {
             facts.layer_records.push(SizedLayer { id: doc.value.id, bytes: doc.value.bytes });
         }
+        facts.held = self.held_layers()?;
         facts.image_layers = self.images()?.into_iter().flat_map(|image| image.value.layers).collect();
         let stale: BTreeSet<String> = self.stale_views()?.into_iter().map(|(key, _)| key).collect();
         for (key, view) in self.views()? {

@@ -153,6 +153,7 @@ impl Engine {
             layer_records: found.layers.iter().map(|layer| layer.id.clone()).collect(),
             layer_trees,
             image_layers: found.images.iter().flat_map(|image| image.layers.iter().cloned()).collect(),
+            held: self.held_layers()?,
             view_layers: found.views.iter().flat_map(|view| view.layers.iter().cloned()).collect(),
             ..StoreFacts::default()
         };

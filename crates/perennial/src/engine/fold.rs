@@ -121,14 +121,22 @@ impl Engine {
         }
     }
 
-    /// Finishes a fold unless somebody else is at its layers; returns whether there was nobody.
-    fn finish_fold(&self, top: &LayerId, bottom: &LayerId, below: &[LayerId]) -> Result<bool> {
+    /// Finishes a fold unless somebody else is at its layers or at those below; returns whether there was nobody.
+    ///
+    /// Those below say whether what a whiteout hides is still there: one that hides nothing goes. Whoever is at them with
+    /// a shared lock only reads. An exclusive one is held while a tree goes because its layer is sealed now, while a layer
+    /// is freed, resolved, or folded. Only a fold would be harmless to read beside, since names are looked for newest
+    /// first and it moves them downwards; of a tree that is being unlinked names are missing, and a whiteout would go that
+    /// hides what the sealed layer shows. So they are locked as for any fold, without waiting, and looked at after that.
+    /// Objects matter to none of this, whether they are packed, thawed or pushed: only names and types are read.
+    pub(super) fn finish_fold(&self, top: &LayerId, bottom: &LayerId, below: &[LayerId]) -> Result<bool> {
         let _yielding = self.root.ask_to_yield()?;
         let lock = |id| self.root.lock_layer(id, LockMode::Exclusive, Wait::Never);
         let (Some(_top), Some(_bottom)) = (lock(top)?, lock(bottom)?) else { return Ok(false) };
         if !self.is_fold_interrupted(top)? {
             return Ok(true);
         }
+        let Some(_below) = self.share_without_waiting(below)? else { return Ok(false) };
         let states = self.states(&[top.clone(), bottom.clone()])?;
         if states.iter().any(|layer| layer.form != Form::Dir) {
             // One of them was sealed as it is, which is right: together they show the same at every instant of a fold.

@@ -220,7 +220,8 @@ impl Engine {
 
     /// Puts finished trees, newest first, into the store as layers that nothing names yet.
     fn publish(&self, own: &[PathBuf], container: &Container, base: &Image, made: &mut Vec<LayerRecord>) -> Result<()> {
-        for directory in own {
+        // From the lowest up, so that each can say what is below it.
+        for directory in own.iter().rev() {
             self.refuse_secret(directory)?;
             let measure = tree::measure(tree::open_tree(directory)?.as_fd())?;
             let (id, created_at, unresolved) = (LayerId::from_random(random()?), self.now(), false);
@@ -229,8 +230,9 @@ impl Engine {
                 container: container.id.clone(),
                 name: container.name.to_string(),
                 image: base.digest.clone(),
+                below: Some(made.iter().map(|record| record.id.clone()).collect()),
             };
-            made.push(LayerRecord::of_tree(id.clone(), LayerKind::Delta, (bytes, entries), created_at));
+            made.insert(0, LayerRecord::of_tree(id.clone(), LayerKind::Delta, (bytes, entries), created_at));
             layer::prepare(&self.root, &LayerFile { id, created_at, origin, bytes, entries, unresolved })?;
         }
         if !made.is_empty() {

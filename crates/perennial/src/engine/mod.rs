@@ -59,6 +59,9 @@ pub mod usage;
 pub mod verify;
 pub mod views;
 
+#[cfg(test)]
+mod beside;
+
 use crate::clock;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::time::Time;

@@ -24,6 +24,7 @@ use perennial_core::sealed::cold::{ColdContainer, ColdFacts, ColdGeneration, Col
 use perennial_core::sealed::entry::{Content, DirectorySource as _, Item, Node};
 use perennial_core::sealed::manifest::Reader;
 use perennial_core::sealed::object::ObjectId;
+use perennial_runtime::background::Background;
 use perennial_store::cold::{Archived, Packer, Request};
 use perennial_store::layer;
 use perennial_store::objects::Objects;
@@ -34,8 +35,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::time::Duration;
 
-/// How nice packing in the background is.
-const NICE_BACKGROUND: i32 = 19;
 /// How many of the newest generations stay hot where nobody says how many.
 pub const HOT_DEFAULT: u32 = 2;
 /// How often, and at what distance, a command tries to take objects that somebody else is at.
@@ -83,15 +82,8 @@ impl Engine {
     /// # Errors
     /// Where records, manifests or the disk fail; nothing is lost then.
     pub fn pack(&self, order: &PackOrder) -> Result<Packed> {
-        let nice = rustix::process::getpriority_process(None).unwrap_or(0);
-        if order.is_background {
-            rustix::process::setpriority_process(None, NICE_BACKGROUND).ok();
-        }
-        let packed = self.pack_now(order);
-        if order.is_background {
-            rustix::process::setpriority_process(None, nice).ok();
-        }
-        packed
+        let _background = order.is_background.then(Background::enter);
+        self.pack_now(order)
     }
 
     fn pack_now(&self, order: &PackOrder) -> Result<Packed> {

@@ -5,7 +5,7 @@
 
 use super::records::{Doc, Note};
 use super::trees::borrow_all;
-use super::views::Opened;
+use super::views::{Held, Opened};
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
@@ -110,13 +110,14 @@ impl Engine {
         };
         // Held until the new generation names them.
         let generation = self.open_view(self.hold_layers(name, origin.seq)?)?;
-        let plan = self.plan_rebase(&generation, &origin, &new)?;
+        let below = self.hold_image(new)?;
+        let plan = self.plan_rebase(&generation, &origin, &below.image)?;
         if carry == Carry::Plan {
             return Ok(Rebased { plan, seq: None, evicted: Vec::new() });
         }
         let made = match plan.layers {
             LayersPlan::Nothing | LayersPlan::Share => None,
-            LayersPlan::Flatten => Some(self.flatten(&origin.layers, &new)?),
+            LayersPlan::Flatten => Some(self.flatten(&origin.layers, &below)?),
         };
         self.commit_rebase(&mut doc, (image_name, &origin, made), plan)
     }
@@ -159,15 +160,15 @@ impl Engine {
         Ok(RebasePlan { from, old, new, layers, conflicts: conflicts(&facts) })
     }
 
-    /// Writes layers as one, for use over an image, and publishes it; nothing names it yet.
-    fn flatten(&self, layers: &[LayerId], image: &Image) -> Result<LayerRecord> {
+    /// Writes layers as one, for use over an image that is held, and publishes it; nothing names it yet.
+    fn flatten(&self, layers: &[LayerId], below: &Held) -> Result<LayerRecord> {
         let id = LayerId::from_random(random()?);
         let staging = self.root.staging_dir().join(id.as_str());
         std::fs::create_dir(&staging)?;
         let made = (|| -> Result<Measure> {
             let own = self.open_layers(layers)?;
             let target = tree::open_tree(&staging)?;
-            let measure = self.write_out(layers, &image.layers, target.as_fd())?;
+            let measure = self.write_out(layers, &below.image.layers, target.as_fd())?;
             super::settle::protect_like(&borrow_all(&own), target.as_fd())?;
             let origin = LayerOrigin::Merged { of: layers.to_vec() };
             let (bytes, entries) = (measure.bytes, measure.entries);

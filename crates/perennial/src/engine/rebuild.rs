@@ -176,6 +176,9 @@ fn write_records(path: &Path, rebuilt: &Rebuilt) -> Result<()> {
     for layer in &rebuilt.layers {
         transaction = transaction.put(keys::layer(&layer.id), layer.encode());
     }
+    for id in &rebuilt.held {
+        transaction = transaction.put(keys::held(id), id.as_str().as_bytes().to_vec());
+    }
     for image in &rebuilt.images {
         transaction = transaction.put(keys::image(&image.digest), format::encode(Format::Image, image));
         if image.believed {

@@ -20,6 +20,7 @@ use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerRecord, ManifestRef};
 use perennial_core::sealed::manifest::Summary;
 use perennial_core::sealed::order::{SealStep, plan_seal};
+use perennial_runtime::background::Background;
 use perennial_runtime::mount::Handing;
 use perennial_runtime::probe;
 use perennial_store::layer;
@@ -31,9 +32,6 @@ use perennial_store::tree;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
-
-/// How nice background work is: as nice as can be. Its class of input and output follows from that where none is set.
-const NICE_BACKGROUND: i32 = 19;
 
 /// How often, and at what distance, a command tries to seal a layer that somebody else is at.
 const TURNS_MAX: u32 = 600;
@@ -266,11 +264,8 @@ impl Engine {
 
     /// Seals with little demand on processors and disks, so that nobody notices.
     fn seal_nicely(&self, step: &SealStep) -> Result<Sealing> {
-        let nice = rustix::process::getpriority_process(None).unwrap_or(0);
-        rustix::process::setpriority_process(None, NICE_BACKGROUND).ok();
-        let outcome = self.seal_layer(step, Diligence::Background);
-        rustix::process::setpriority_process(None, nice).ok();
-        outcome
+        let _background = Background::enter();
+        self.seal_layer(step, Diligence::Background)
     }
 
     /// Seals one layer and records that; one that stays a directory is at least made to stand for itself.

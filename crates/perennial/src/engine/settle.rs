@@ -125,7 +125,7 @@ impl Engine {
         Ok(if self.evict_by_bytes(doc, bytes_before)? { Step::Did } else { Step::Nothing })
     }
 
-    /// Returns the layers that any generation, run, image or view names; without those of one container.
+    /// Returns the layers that any generation, run, image or view names, or that are held; without those of one container.
     pub fn referenced_layers(&self, except: Option<&ContainerId>) -> Result<BTreeSet<LayerId>> {
         let mut referenced = BTreeSet::new();
         for doc in self.containers()? {
@@ -144,6 +144,7 @@ impl Engine {
         for (_, view) in self.views()? {
             referenced.extend(view.value.layers);
         }
+        referenced.extend(self.held_layers()?);
         Ok(referenced)
     }
 
@@ -217,7 +218,7 @@ impl Engine {
 
     /// Merges the newest layers of the current generation where its stack is too deep and the layers cannot be folded
     /// because other generations need them one by one. File data is shared by hard links, not copied.
-    fn merge_deep(&self, mut doc: Doc<Container>) -> Result<Step> {
+    pub(super) fn merge_deep(&self, mut doc: Doc<Container>) -> Result<Step> {
         let Some(current) = doc.value.queue.as_ref().and_then(Queue::current).cloned() else {
             return Ok(Step::Nothing);
         };
@@ -226,7 +227,6 @@ impl Engine {
             return Ok(Step::Nothing);
         }
         let mut sizes = Vec::new();
-        let mut locks = Vec::new();
         for id in &current.layers {
             sizes.push((id.clone(), self.layer(id)?.map_or(0, |record| record.value.entries)));
         }
@@ -240,12 +240,10 @@ impl Engine {
             return Ok(Step::Nothing);
         }
         // A fold for another container that shares layers must not move entries while they are read.
-        for id in &current.layers {
-            let Some(lock) = self.root.lock_layer(id, LockMode::Shared, Wait::Never)? else {
-                return Ok(Step::GaveWay);
-            };
-            locks.push(lock);
-        }
+        // Nor must the tree of one below go, because it is sealed now: what whiteouts hide is looked for there.
+        let image = self.image(&current.image)?.value;
+        let whole: Vec<LayerId> = current.layers.iter().chain(&image.layers).cloned().collect();
+        let Some(_locks) = self.share_without_waiting(&whole)? else { return Ok(Step::GaveWay) };
         if self.container(&doc.value.id)?.revision != doc.revision {
             return Ok(Step::GaveWay);
         }

@@ -13,6 +13,7 @@ use perennial_core::layers::{Form, LayerRecord};
 use perennial_core::sealed::manifest::ObjectTable;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::verify::{Checked, DamagedGeneration, Depth, Fault, Part, judge};
+use perennial_runtime::background::Background;
 use perennial_store::cold::{Cold, ColdError};
 use perennial_store::layer;
 use perennial_store::objects::{Objects, Verdict};
@@ -26,8 +27,6 @@ use std::time::Duration;
 
 /// Record of where the last scrub stopped.
 const CURSOR: &str = "scrub/cursor";
-/// How nice a scrub is.
-const NICE_SCRUB: i32 = 19;
 
 /// How fast and how long contents are read.
 #[derive(Debug, Clone, Copy, Default)]
@@ -95,7 +94,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::verify`].
     pub fn scrub(&self, pace: Pace) -> Result<Verified> {
-        rustix::process::setpriority_process(None, NICE_SCRUB).ok();
+        let _background = Background::enter();
         let images = self.image_stacks()?;
         let (locks, mut found, mut wanted) = self.look_at_layers(self.recorded_layers()?)?;
         let cursor = self

@@ -160,3 +160,29 @@ fn a_container_that_is_removed_meanwhile_stays_removed() -> Result<()> {
     ensure!(there.seqs("web")? == [1, 2, 3]);
     Ok(())
 }
+
+/// What is here may be in packs only, and nothing of it comes once more: a start has to know.
+#[test]
+fn what_comes_on_top_of_packed_layers_or_a_packed_image_starts() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.sh_ok("web", "seq 1000 > /one")?;
+    here.ok(&["push", "web"])?;
+    let there = empty_linked(&registry.address())?;
+    there.ok(&["pull", "web"])?;
+    there.sh_ok("web", "seq 2000 > /two")?;
+    there.ok(&["push", "web"])?;
+    here.quiet()?;
+    // Trees of what the push has sealed go, which it held itself.
+    here.ok(&["seal"])?;
+    let said = here.ok(&["pack", "web", "--hot", "0"])?.out();
+    ensure!(here.generation("web", 1)?["cold"] == true, "it was not packed: {said}");
+    here.ok(&["pull", "web"])?;
+    here.ok(&["pull", "web", "twin"])?;
+    for name in ["web", "twin"] {
+        ensure!(here.current(name)? == Some(2), "{name} does not start from what came");
+        ensure!(here.sh_ok(name, "cat /one /two | wc -l")? == "3000\n", "{name} lacks something");
+    }
+    here.ok(&["verify", "--full"])?;
+    Ok(())
+}

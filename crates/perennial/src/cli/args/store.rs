@@ -13,6 +13,17 @@ pub struct DoctorArgs {
     pub dry_run: bool,
 }
 
+/// `gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Free also the layers that `doctor --rebuild` has found nobody for
+    #[arg(long)]
+    pub held: bool,
+}
+
 /// `seal`.
 #[derive(Debug, Args)]
 pub struct SealArgs {

@@ -157,7 +157,7 @@ impl Engine {
         let mut queue = pulled(&ours, theirs, (wanted, &let_go), newer, keep);
         let mut lacking = self.name_layers(goal, &ours, &mut queue, landed)?;
         let needed: BTreeSet<Digest> = queue.generations.iter().map(|generation| generation.image.clone()).collect();
-        let (after, left_out) = match &before {
+        let (mut after, left_out) = match &before {
             Some(doc) => (joined(&doc.value, queue, &goal.there.container), Vec::new()),
             None => newcomer(goal, queue),
         };
@@ -170,12 +170,31 @@ impl Engine {
                 lacking.append(&mut arrivals);
             }
         }
+        let new = after.queue.iter_mut().flat_map(|queue| &mut queue.generations);
+        for generation in new.filter(|generation| ours.get(generation.seq).is_none()) {
+            generation.cold = self.is_on_cold(generation, &images)?;
+        }
         if goal.is_tracked {
             goal.there.remember(&mut tracking);
             tracking.done_at = Some(self.now());
         }
         after.queue.iter().for_each(|queue| tracking.note_here(queue));
         Ok(Plan { before, after, tracking, left_out, images, lacking })
+    }
+
+    /// Whether something of a generation that comes may be in packs only: layers that were here already are not fetched
+    /// again, and a start looks for what is packed only where the generation says so.
+    fn is_on_cold(&self, generation: &Generation, arriving: &[Image]) -> Result<bool> {
+        let image = match arriving.iter().find(|image| image.digest == generation.image) {
+            Some(image) => image.clone(),
+            None => self.image(&generation.image)?.value,
+        };
+        for id in generation.layers.iter().chain(&image.layers) {
+            if self.layer(id)?.is_some_and(|doc| doc.value.cold) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the generations that were here and were let go, whatever remote they came from or went to.
@@ -436,7 +455,13 @@ fn arrival(record: &LayerRecord, queue: &Queue, goal: &Goal<'_>) -> Arrival {
             image: image.clone(),
             exited_at: *exited_at,
         },
-        Some(_) | None => LayerOrigin::Merged { of: Vec::new() },
+        Some(Generation { run: None, layers, image, .. }) => LayerOrigin::Import {
+            container: goal.id.clone(),
+            name: goal.name.to_string(),
+            image: image.clone(),
+            below: Some(layers.get(1..).unwrap_or_default().to_vec()),
+        },
+        None => LayerOrigin::Merged { of: Vec::new() },
     };
     Arrival { record: record.clone(), origin }
 }

@@ -21,6 +21,7 @@ use perennial_core::travel::cipher::Dropping;
 use perennial_core::travel::remote::pause_s;
 use perennial_registry::progress::Silent;
 use perennial_registry::repository::RepositoryError;
+use perennial_runtime::background::Background;
 use perennial_store::root::Wait;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -28,8 +29,6 @@ use std::time::Duration;
 
 /// How long one sender goes on trying.
 const TRYING: Duration = Duration::from_secs(3600);
-/// How nice it is.
-const NICE: i32 = 19;
 
 impl Engine {
     /// Starts a sender for each container of which something is not where it is to be, where the next try is due.
@@ -64,7 +63,7 @@ impl Engine {
     pub fn send_by_policy(&self, id: &ContainerId) -> Result<()> {
         // It must not end with the terminal or session of the one who started it.
         rustix::process::setsid().ok();
-        rustix::process::setpriority_process(None, NICE).ok();
+        let _background = Background::enter();
         let Some(_lock) = self.root.lock_travel(&sender(id), Wait::Never)? else { return Ok(()) };
         let watch = Stopwatch::start();
         while watch.elapsed() < TRYING {
