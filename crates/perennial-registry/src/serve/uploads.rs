@@ -142,9 +142,24 @@ pub(crate) async fn cancel(app: &Arc<App>, name: Repository, id: UploadId) -> Re
 async fn found(app: &Arc<App>, name: &Repository, id: UploadId) -> Result<Locked, Trouble> {
     let (worker, of) = (Arc::clone(app), name.clone());
     let session = blocking(move || worker.staging.find(&id, &of)).await?;
-    let session = session.lock_owned().await;
+    let mut session = session.lock_owned().await;
     session.check(name)?;
-    Ok(session)
+    let worker = Arc::clone(app);
+    blocking(move || match session.refresh() {
+        Ok(is_shorter) => {
+            if is_shorter {
+                worker.staging.count(&session, session.bytes);
+            }
+            Ok(session)
+        }
+        Err(trouble) => {
+            if matches!(trouble, Trouble::Fault(_)) {
+                worker.staging.end(&mut session)?;
+            }
+            Err(trouble)
+        }
+    })
+    .await
 }
 
 async fn end(app: &Arc<App>, mut session: Locked) -> Result<(), Trouble> {
