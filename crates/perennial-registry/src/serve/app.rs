@@ -313,14 +313,17 @@ async fn dispatch(app: &Arc<App>, call: &Call, route: Route, body: &mut Incoming
 async fn health(app: &Arc<App>) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let damaged = blocking(move || worker.meta.damaged()).await?;
-    let unknown = load(&app.strays);
-    let status = match (damaged.is_empty(), unknown) {
-        (false, _) => "damaged",
-        (true, 0) => "ok",
-        (true, _) => "not collected",
+    let (unreadable, unknown) = (app.verdicts.unreadable(), load(&app.strays));
+    let status = match (damaged.is_empty(), unreadable.is_empty(), unknown) {
+        (false, _, _) => "damaged",
+        (true, false, _) => "unreadable",
+        (true, true, 0) => "ok",
+        (true, true, _) => "not collected",
     };
     let read_only = app.options.is_read_only;
-    let body = json!({"status": status, "damaged": damaged, "unknown": unknown, "read_only": read_only});
+    let body = json!({
+        "status": status, "damaged": damaged, "unreadable": unreadable, "unknown": unknown, "read_only": read_only,
+    });
     Ok(reply::json(StatusCode::OK, body.to_string()))
 }
 

@@ -2,7 +2,6 @@
 
 use super::app::{App, Call, blocking, reading};
 use super::body::{BlobBody, Piece};
-use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::Holding;
 use super::reply::{self, Reply};
@@ -46,7 +45,7 @@ pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: B
         }
         Some(reader) => {
             let pending = verdict(app, &digest, reader.stamp());
-            Either::Right(BlobBody::new(app, reader, first, count, pending))
+            Either::Right(BlobBody::new(app, &digest, reader, (first, count), pending))
         }
     };
     app.metrics.sent.inc_by(if is_head { 0 } else { count });
@@ -71,6 +70,9 @@ fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
     let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
     let found = app.meta.blob(of)?.ok_or_else(unknown)?;
     if is_head {
+        if app.verdicts.is_unreadable(digest) {
+            return Err(unknown().into());
+        }
         if !app.options.is_read_only {
             app.meta.touch(of, found, app.options.grace, app.now())?;
         }
@@ -78,11 +80,12 @@ fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
     }
     let reader = match app.storage.open(digest) {
         Ok(Some(reader)) => reader,
-        Err(error) if !is_of_disk(&error) => {
+        Err(error) => {
+            app.note_unread(digest, None, &error);
             return Err(Trouble::io(format!("cannot open blob {digest}"))(error));
         }
         // Recorded, so that `HEAD` says so too, and a client pushes it again.
-        Ok(None) | Err(_) => {
+        Ok(None) => {
             app.condemn_missing(digest);
             return Err(unknown().into());
         }
@@ -113,13 +116,16 @@ async fn small(
         };
         match outcome {
             Ok(()) => {}
-            Err(error) if is_of_disk(&error) => return Err(damaged("an error of the disk")),
-            Err(error) => return Err(Trouble::io(format!("cannot read blob {digest}"))(error)),
+            Err(error) => {
+                worker.note_unread(&digest, Some(reader.stamp()), &error);
+                return Err(Trouble::io(format!("cannot read blob {digest}"))(error));
+            }
         }
         let found = Sum::of(digest.algorithm(), &read);
         if found != digest {
             return Err(damaged(found.as_str()));
         }
+        worker.verdicts.remove_unreadable(&digest);
         let first = usize::try_from(first).unwrap_or(usize::MAX);
         let end = first.saturating_add(usize::try_from(count).unwrap_or(usize::MAX));
         Ok(bytes::Bytes::from(read).slice(first.min(length)..end.min(length)))

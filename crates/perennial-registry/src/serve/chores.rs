@@ -82,6 +82,7 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
             app.storage.delete(&digest).map_err(Trouble::io(format!("cannot delete blob {digest}")))?;
             done.blobs = done.blobs.saturating_add(1);
             app.metrics.freed.inc();
+            app.verdicts.remove_unreadable(&digest);
         }
         drop(guard);
     }

@@ -15,6 +15,8 @@ mod blobs;
 mod body;
 mod chores;
 mod condemn;
+#[cfg(test)]
+mod faulty;
 mod hash;
 mod lists;
 pub mod log;

@@ -73,6 +73,10 @@ async fn mount(app: &Arc<App>, call: &Call, name: &Repository, digest: &str) -> 
     if !may {
         return Ok(None);
     }
+    if app.verdicts.is_unreadable(&digest) {
+        // Whoever pushes it brings good bytes.
+        return Ok(None);
+    }
     let (worker, of) = (Arc::clone(app), Holding { name: name.clone(), digest: digest.clone() });
     let quota = app.options.quota;
     let mounted = blocking(move || worker.meta.mount(&of, from.as_ref(), quota, worker.now())).await?;
