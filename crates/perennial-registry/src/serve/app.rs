@@ -12,7 +12,7 @@ use super::trouble::Trouble;
 use super::verdict::Verdicts;
 use super::{Options, blobs, lists, manifests, uploads};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::HeaderName;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, EXPECT, HeaderName};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use perennial_core::registry::access::needed;
@@ -93,6 +93,21 @@ impl Call {
     /// Returns a header that is text.
     pub(crate) fn header(&self, name: &HeaderName) -> Option<&str> {
         self.parts.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Returns a header that is a list: all lines of it, also those that are no text and so name nothing.
+    pub(crate) fn list(&self, name: &HeaderName) -> Option<String> {
+        let lines: Vec<_> =
+            self.parts.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        (!lines.is_empty()).then(|| lines.join(","))
+    }
+
+    /// Returns the announced place of a chunk. One that is no text, or another beside it, is not taken for none.
+    pub(crate) fn chunk_range(&self) -> Result<Option<&str>, Fault> {
+        let mut lines = self.parts.headers.get_all(&CONTENT_RANGE).iter();
+        let invalid = || Fault::new(Code::BlobUploadInvalid, "Content-Range is not FIRST-LAST");
+        let range = lines.next().map(|value| value.to_str().map_err(|_| invalid())).transpose()?;
+        if lines.next().is_some() { Err(invalid()) } else { Ok(range) }
     }
 
     /// Returns the announced length of the body.
@@ -215,6 +230,7 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     let started = tokio::time::Instant::now();
     let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let waits = parts.headers.contains_key(EXPECT);
     let (mut is_read_on, mut who) = (true, None);
     let reply = match route(&app, (parts, from), &mut body, &mut who).await {
         Ok(reply) => reply,
@@ -239,10 +255,15 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     ];
     fields.extend(who.map(|user| ("user", json!(user))));
     app.options.log.line(Level::Info, "request", fields);
-    if is_read_on && reply.status().as_u16() >= 400 && !body.is_end_stream() {
-        // Beside the answer, which some clients read meanwhile.
-        tokio::spawn(drain(body, app.options.patience));
+    if reply.status().as_u16() < 400 || body.is_end_stream() || !is_read_on {
+        return reply;
     }
+    if waits {
+        // It was to send the body only when told to, so there is none to read, and what comes next is no body.
+        return reply::with(reply, CONNECTION, "close");
+    }
+    // Beside the answer, which some clients read meanwhile.
+    tokio::spawn(drain(body, app.options.patience));
     reply
 }
 
@@ -283,8 +304,17 @@ async fn route(
         Ok(rights) => call.rights = rights,
         Err(challenge) => return Ok(challenge),
     }
-    app.check_writable(&call.parts.method)?;
-    dispatch(app, &call, route, body).await
+    let methods = route.methods(app.options.is_read_only);
+    let answered = match app.check_writable(&call.parts.method) {
+        Ok(()) => dispatch(app, &call, route, body).await,
+        Err(fault) => Err(fault.into()),
+    };
+    match answered {
+        Err(Trouble::Fault(fault)) if fault.status == StatusCode::METHOD_NOT_ALLOWED => {
+            Ok(reply::with(reply::refused(&fault), ALLOW, methods))
+        }
+        answered => answered,
+    }
 }
 
 async fn dispatch(app: &Arc<App>, call: &Call, route: Route, body: &mut Incoming) -> Result<Reply, Trouble> {

@@ -9,11 +9,11 @@ use super::storage::BlobReader;
 use super::trouble::Trouble;
 use super::verdict::verdict;
 use http_body_util::{Either, Full};
-use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
+use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::{Method, Response, StatusCode};
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{BlobDigest, Repository};
-use perennial_core::registry::precondition::entity_tag;
+use perennial_core::registry::precondition::{Precondition, entity_tag, is_range_meant};
 use perennial_core::registry::range::{Part, requested};
 use std::sync::Arc;
 
@@ -24,10 +24,16 @@ pub(crate) const SMALL_BYTES: u64 = 64 * 1024;
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
     let is_head = call.parts.method == Method::HEAD;
-    let find = move || find(&worker, &of, is_head);
+    let is_known = Precondition::new(None, call.list(&IF_NONE_MATCH).as_deref()).is_unchanged(Some(&digest));
+    let find = move || find(&worker, &of, is_head || is_known);
     // The record alone says whether it is there.
-    let (bytes, reader) = if is_head { blocking(find).await } else { reading(app, find).await }?;
-    let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
+    let (bytes, reader) = if is_head || is_known { blocking(find).await } else { reading(app, find).await }?;
+    if is_known {
+        let reply = reply::with(reply::empty(StatusCode::NOT_MODIFIED), ETAG, entity_tag(&digest));
+        return Ok(reply::with_own(reply, "docker-content-digest", digest.as_str()));
+    }
+    let is_meant = !is_head && is_range_meant(call.list(&IF_RANGE).as_deref(), &digest);
+    let (status, first, count) = match requested(call.header(&RANGE).filter(|_| is_meant), bytes) {
         Part::Whole => (StatusCode::OK, 0, bytes),
         Part::Some { first, last } => {
             (StatusCode::PARTIAL_CONTENT, first, last.saturating_sub(first).saturating_add(1))

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_RANGE, LOCATION, RANGE};
+use hyper::header::{LOCATION, RANGE};
 use perennial_core::registry::access::Action;
 use perennial_core::registry::bounds::Pace;
 use perennial_core::registry::fault::{Code, Fault};
@@ -101,7 +101,7 @@ pub(crate) async fn chunk(
     (name, id): (Repository, UploadId),
     body: &mut Incoming,
 ) -> Result<Reply, Trouble> {
-    let range = call.header(&CONTENT_RANGE).map(ChunkRange::parse).transpose()?;
+    let range = call.chunk_range()?.map(ChunkRange::parse).transpose()?;
     let length = call.length()?;
     let session = found(app, &name, id).await?;
     let bytes = match chunk_bytes(session.bytes, range, length) {
@@ -122,7 +122,7 @@ pub(crate) async fn close(
 ) -> Result<Reply, Trouble> {
     let missing = || Fault::new(Code::DigestInvalid, "the digest of the whole blob is missing");
     let digest = BlobDigest::parse(call.query.get("digest").ok_or_else(missing)?)?;
-    let range = call.header(&CONTENT_RANGE).filter(|text| !text.is_empty()).map(ChunkRange::parse).transpose()?;
+    let range = call.chunk_range()?.filter(|text| !text.is_empty()).map(ChunkRange::parse).transpose()?;
     let length = call.length()?;
     let session = found(app, &name, id).await?;
     // Some clients send the range of the whole blob with a closing request that has no body.

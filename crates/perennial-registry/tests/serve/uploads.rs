@@ -244,3 +244,56 @@ fn an_upload_that_lost_bytes_never_becomes_a_blob_unless_they_come_again() {
     assert!(site.files("uploads").is_empty(), "{:?}", site.files("uploads"));
     assert!(site.files("blobs").is_empty());
 }
+
+#[test]
+fn a_place_of_a_chunk_that_cannot_be_read_is_not_taken_for_none() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let path = site.begin("a");
+    for ranges in [&["\u{e9}"][..], &["0-4", "5-9"], &["0-4", "0-4"]] {
+        let headers: Vec<(&str, &str)> = ranges.iter().map(|range| ("Content-Range", *range)).collect();
+        refused(&site.ask("PATCH", &path, &headers, b"right"), 400, "BLOB_UPLOAD_INVALID");
+        let close = format!("{path}?digest={}", sha256(b"right"));
+        refused(&site.ask("PUT", &close, &headers, b"right"), 400, "BLOB_UPLOAD_INVALID");
+    }
+    assert_eq!(site.get(&path).header("range"), Some("0-0"), "nothing was taken");
+}
+
+#[test]
+fn a_client_that_waits_to_be_told_to_send_is_refused_without_its_body() {
+    let storage = tempfile::tempdir().unwrap();
+    let patience = std::time::Duration::from_secs(600);
+    let site = Site::start(perennial_registry::serve::Options { patience, ..super::site::options(storage.path()) });
+    let path = site.begin("a");
+    let headers = [("Content-Length", "5"), ("Content-Range", "5-9"), ("Expect", "100-continue")];
+    // It ends long before the patience does, as what comes next on the connection would be taken for the body.
+    let refusal = Answer::read(site.open("PATCH", &path, &headers).unwrap(), "PATCH").unwrap();
+    refused(&refusal, 416, "BLOB_UPLOAD_INVALID");
+    assert_eq!(refusal.header("connection"), Some("close"));
+    let headers = [("Content-Length", "5"), ("Expect", "100-continue"), ("Connection", "close")];
+    let mut stream = site.open("PATCH", &path, &headers).unwrap();
+    stream.write_all(b"right").unwrap();
+    let told = Answer::read(stream, "PATCH").unwrap();
+    assert!(told.status == 100 && told.text().starts_with("HTTP/1.1 202"), "{} {}", told.status, told.text());
+}
+
+#[test]
+fn a_request_with_two_lengths_hides_no_other_request() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let path = site.begin("a");
+    let hidden = format!("DELETE {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let chunked = ("Transfer-Encoding", "chunked");
+    for headers in [
+        &[("Content-Length", "5"), chunked][..],
+        &[chunked, ("Content-Length", "5")],
+        &[("Content-Length", "0"), ("Content-Length", "5")],
+        &[("Transfer-Encoding", "chunked, identity")],
+        &[("Transfer-Encoding", "identity")],
+    ] {
+        let body = [b"0\r\n\r\n", hidden.as_bytes()].concat();
+        let answer = site.send("POST", "/v2/b/blobs/uploads/", headers, &body);
+        assert!(answer.as_ref().is_ok_and(|answer| !answer.text().contains("HTTP/1.1")), "{headers:?}: {answer:?}");
+        assert_eq!(site.get(&path).status, 204, "{headers:?}");
+    }
+}
