@@ -7,7 +7,7 @@ use super::meta::Meta;
 use super::metrics::Metrics;
 use super::reply::{self, Reply};
 use super::staging::Staging;
-use super::storage::BlobStore;
+use super::storage::{BlobStore, Claimed};
 use super::trouble::Trouble;
 use super::verdict::Verdicts;
 use super::{Options, blobs, lists, manifests, uploads};
@@ -17,15 +17,18 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use perennial_core::registry::access::needed;
 use perennial_core::registry::bounds::manifest_kib;
+use perennial_core::registry::claim::Guard;
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{BlobDigest, Repository};
 use perennial_core::registry::query::Query;
 use perennial_core::registry::route::Route;
+use perennial_core::registry::upload::StorageRecord;
 use perennial_core::time::Time;
 use serde_json::json;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -57,6 +60,10 @@ pub(crate) struct App {
     pub(crate) streams: AtomicUsize,
     /// Blobs that the record does not know, where they are so many that nothing is collected.
     pub(crate) strays: AtomicUsize,
+    /// Whether another registry has taken the store of blobs, so that nothing is collected.
+    pub(crate) is_anothers: AtomicBool,
+    /// What this registry is.
+    pub(crate) identity: StorageRecord,
     /// Held by the thread that scrubs.
     pub(crate) scrubbing: Arc<Mutex<()>>,
     /// Processors of this machine.
@@ -122,6 +129,14 @@ impl App {
     /// Returns the present time.
     pub(crate) fn now(&self) -> Time {
         (self.options.clock)()
+    }
+
+    /// Makes the store of blobs this registry's; directories of before have no name, and lay no claim.
+    pub(crate) fn claim(&self, is_new: bool) -> io::Result<Claimed> {
+        if self.identity.id.is_none() {
+            return Ok(Claimed::Ours(Guard::Store));
+        }
+        self.storage.claim(&self.identity, is_new)
     }
 
     /// Makes a set of locks, all free.
@@ -344,15 +359,17 @@ async fn health(app: &Arc<App>) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let damaged = blocking(move || worker.meta.damaged()).await?;
     let (unreadable, unknown) = (app.verdicts.unreadable(), load(&app.strays));
-    let status = match (damaged.is_empty(), unreadable.is_empty(), unknown) {
+    let is_anothers = app.is_anothers.load(Ordering::Relaxed);
+    let status = match (damaged.is_empty(), unreadable.is_empty(), unknown == 0 && !is_anothers) {
         (false, _, _) => "damaged",
         (true, false, _) => "unreadable",
-        (true, true, 0) => "ok",
-        (true, true, _) => "not collected",
+        (true, true, true) => "ok",
+        (true, true, false) => "not collected",
     };
     let read_only = app.options.is_read_only;
     let body = json!({
         "status": status, "damaged": damaged, "unreadable": unreadable, "unknown": unknown, "read_only": read_only,
+        "store_is_anothers": is_anothers,
     });
     Ok(reply::json(StatusCode::OK, body.to_string()))
 }

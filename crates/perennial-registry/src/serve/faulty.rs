@@ -102,7 +102,7 @@ impl Site {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let fails_from = Arc::new(AtomicU64::new(u64::MAX));
         let (_lock, identity) = prepare(&options(storage)).unwrap();
-        let mut app = open(options(storage), identity.id.as_deref()).unwrap();
+        let mut app = open(options(storage), identity).unwrap();
         let directory = Directory::open(storage).unwrap();
         app.storage = Box::new(Faulty { directory, fails_from: Arc::clone(&fails_from) });
         let app = Arc::new(app);
