@@ -71,8 +71,9 @@ fn a_store_that_says_nothing_is_given_up_on_and_so_is_the_wait_for_it() {
 #[test]
 fn a_store_that_refuses_fails_what_needs_it_and_nothing_is_lost() {
     let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
-    let site = site(&bucket, storage.path(), Duration::from_secs(1));
-    let (content, large) = (noise(1_000_000), noise(20_000_000));
+    let site = site(&bucket, storage.path(), Duration::from_secs(2));
+    // Two parts, which a machine with much else to do sends within that time.
+    let (content, large) = (noise(1_000_000), noise(9_000_000));
     let path = format!("/v2/a/blobs/{}", site.push("a", &content));
     let before = bucket.objects();
     for status in [403, 500, 503] {
