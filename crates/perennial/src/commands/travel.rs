@@ -49,16 +49,22 @@ fn traffic_json(traffic: Traffic) -> Value {
 }
 
 fn show_pushed(context: &Context, order: &Order, pushed: &Pushed) {
-    let Pushed { repository, new, head, left_out, is_nothing, is_guarded, traffic } = pushed;
+    let Pushed { repository, new, head, left_out, loss, is_nothing, is_guarded, traffic } = pushed;
     if context.style == Style::Json {
         output::json(&json!({
             "container": order.name, "repository": repository, "new": new, "head": head, "left_out": left_out,
-            "nothing_to_send": is_nothing, "guarded": is_guarded, "traffic": traffic_json(*traffic),
+            "lost": loss.generations, "nothing_to_send": is_nothing, "guarded": is_guarded, "traffic": traffic_json(*traffic),
         }));
         return;
     }
     for seq in left_out {
         output::remark(format!("{}@{seq} is damaged and was left out", order.name));
+    }
+    for seq in &loss.generations {
+        output::remark(format!("{}@{seq} was only in {repository}, and is there no more", order.name));
+    }
+    if loss.is_unseen {
+        output::remark(format!("what others had sent to {repository} since this machine last looked is there no more"));
     }
     if *is_nothing {
         output::line(format!("{repository} has everything"));

@@ -6,6 +6,7 @@ use crate::conflicts::{histories_joined, one_container_by_two};
 use crate::moving::{empty_linked, linked, little_more_than_the_change};
 use crate::registry::{Proxy, Registry, at_most};
 use crate::stage::{IDLE, Stage, text};
+use crate::whole::record_lost;
 use anyhow::{Context as _, Result, bail, ensure};
 use perennial_core::sealed::object::ObjectId;
 use perennial_testkit::host::wait_until;
@@ -42,6 +43,13 @@ fn with_key(address: &str, key: &Path) -> Result<Stage> {
     let identity = key.display().to_string();
     stage.ok(&["remote", "add", "hub", &format!("{address}/team"), "--encrypt", "--identity", &identity])?;
     Ok(stage)
+}
+
+#[test]
+fn an_encrypted_record_that_the_registry_has_lost_is_written_anew_by_a_whole_push() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = locked(&registry.address())?;
+    record_lost(&registry, &here, &|| with_key(&registry.address(), &key(&here)))
 }
 
 /// What nobody but the owner is to find: contents, settings, names of contents and of the image.

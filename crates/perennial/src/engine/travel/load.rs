@@ -105,6 +105,7 @@ impl Engine {
             for generation in &mut queue.generations {
                 generation.cold = false;
                 generation.note = generation.note.as_deref().map(clean);
+                generation.by = clean(&generation.by);
             }
             (queue.undo, queue.held) = (None, None);
             if queue.current.is_some_and(|current| queue.get(current).is_none()) {

@@ -2,7 +2,7 @@
 //!
 //! - [`remotes`]: places to send to. [`push`]: there; [`pull`]: back.
 //! - [`publish`]: images as any engine can pull them. [`sender`]: what is sent by itself.
-//! - `arrive`: what a pull makes of what is here.
+//! - `arrive`: what a pull makes of what is here; `there`: what a push finds at a remote.
 //! - `link`: an open repository with what is known of its packs; `contents`: contents on their way out.
 //! - [`keys`]: for whom what lies at some remotes is encrypted; `fetch`: out of packs, encrypted or not.
 //!
@@ -23,6 +23,7 @@ pub mod push;
 pub mod remotes;
 mod send;
 pub mod sender;
+mod there;
 
 use crate::cli::args::LoginArgs;
 use crate::engine::Engine;
