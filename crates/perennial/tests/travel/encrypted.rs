@@ -369,7 +369,7 @@ fn what_is_sent_by_itself_is_encrypted_and_a_missing_key_shows() -> Result<()> {
     fs::set_permissions(key(&here), fs::Permissions::from_mode(0o644))?;
     ensure!(here.json::<Value>(&["doctor"])?["findings"].to_string().contains("mode 644"));
     fs::remove_file(key(&here))?;
-    ensure!(here.json::<Value>(&["doctor"])?["findings"].to_string().contains("remote hub is encrypted"));
+    ensure!(here.json::<Value>(&["doctor"])?["findings"].to_string().contains("the key of remote hub cannot be used"));
     let before = registry.bytes()?;
     here.sh_ok("web", "echo two > /a")?;
     wait_until("a try has failed", SENT, || Ok(here.inspect("web")?["not_sent"]["failures"].as_u64() > Some(0)))?;

@@ -33,14 +33,15 @@ impl Engine {
         let _lock = self.root.lock_travel(&what, Wait::Forever)?;
         let repository = link.open(repository_of(link, &image.digest, place.as_ref()), Access::Push)?;
         let found = match look(link, &repository, IMAGE_TAG)? {
-            Look::Nothing => self.send_new_image(&repository, sending, (image, layers), Before::default())?,
+            Look::Nothing => self.send_new_image(&repository, sending, (image, layers), Before::default()),
             // Nobody needs what is lost to have it anew.
             Look::Lost(lost) => {
                 let before = Before { tagged: Some(lost.tagged), ..Before::default() };
-                self.send_new_image(&repository, sending, (image, layers), before)?
+                self.send_new_image(&repository, sending, (image, layers), before)
             }
-            Look::Found(found) => self.renew_image(&repository, sending, (image, layers), *found)?,
+            Look::Found(found) => self.renew_image(&repository, sending, (image, layers), *found),
         };
+        let found = self.unless_full(&what, found)?;
         let indexes = self.indexes(&repository, &found.parcel.packs)?;
         add(&mut sending.traffic, repository.traffic());
         Ok((ImageAt { image: image.digest.clone(), parcel: found.tagged.digest, place }, indexes))

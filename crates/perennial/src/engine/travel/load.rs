@@ -20,6 +20,7 @@ pub(super) struct Load {
     pub(super) layers: BTreeMap<LayerId, LayerRecord>,
     pub(super) images: Vec<Image>,
     pub(super) left_out: Vec<Seq>,
+    pub(super) is_running: bool,
     _locks: Vec<Lock>,
 }
 
@@ -55,7 +56,8 @@ impl Engine {
             let is_sealed = layers.len() == ids.len() && layers.values().all(|layer| layer.form == Form::Sealed);
             if is_sealed && again.queue == container.queue && again.image == container.image {
                 let images = self.images_under(&container)?;
-                return Ok(Load { container, layers, images, left_out, _locks: locks });
+                let is_running = self.container(&container.id)?.value.phase.run().is_some();
+                return Ok(Load { container, layers, images, left_out, is_running, _locks: locks });
             }
         }
         Err(Failure::new(Code::Conflict, "what is to be sent changes all the time").hint("try again in a moment"))
@@ -96,7 +98,9 @@ impl Engine {
         if let Some(queue) = &mut container.queue {
             let is_meant = |generation: &Generation| until.is_none_or(|until| generation.seq <= until);
             if let Some(until) = until.filter(|until| queue.get(*until).is_none()) {
-                return Err(Failure::new(Code::NotFound, format!("there is no generation {}@{until}", container.name)));
+                let name = &container.name;
+                return Err(Failure::new(Code::NotFound, format!("there is no generation {name}@{until}"))
+                    .hint(format!("`perennial generations {name}` lists them")));
             }
             queue.generations.retain(is_meant);
             let is_damaged = |generation: &Generation| generation.health == Health::Damaged;

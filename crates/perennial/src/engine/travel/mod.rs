@@ -34,6 +34,8 @@ use perennial_registry::credentials::{self, Credentials, CredentialsError, Login
 use perennial_registry::repository::Traffic;
 use perennial_store::layer;
 use perennial_store::root::Wait;
+use rustix::io::Errno;
+use std::io::ErrorKind;
 
 /// What is to travel, and where.
 #[derive(Debug, Clone)]
@@ -111,6 +113,34 @@ impl Engine {
         self.empty_trash();
         Ok(())
     }
+}
+
+impl Engine {
+    /// Removes what was on its way where it has filled the disk: everything else on it needs the room more.
+    fn unless_full<T>(&self, spool: &str, done: Result<T>) -> Result<T> {
+        done.map_err(|failure| {
+            if !is_full(&failure) {
+                return failure;
+            }
+            self.clear_spool(spool);
+            let root = self.root.path().display();
+            failure.code(Code::Host).while_doing(format!("the file system of {root} is full")).hint(
+                "nothing was changed, and what was on its way was removed again, so that it is not left full; free some space \
+                 there, and try again",
+            )
+        })
+    }
+}
+
+fn is_full(failure: &Failure) -> bool {
+    failure.error.chain().any(|cause| {
+        let kind = cause.downcast_ref().map(std::io::Error::kind);
+        let errno = cause.downcast_ref::<Errno>().map(|errno| std::io::Error::from(*errno).kind());
+        [kind, errno]
+            .into_iter()
+            .flatten()
+            .any(|kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    })
 }
 
 /// Adds up what went over several connections.

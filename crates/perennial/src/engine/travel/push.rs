@@ -44,6 +44,8 @@ pub struct Pushed {
     pub left_out: Vec<Seq>,
     /// What was only there, and is lost.
     pub loss: Loss,
+    /// Whether it runs: what that run has changed is no generation yet.
+    pub is_running: bool,
     /// Whether everything was there.
     pub is_nothing: bool,
     /// Whether two who push at once are told apart by the registry itself.
@@ -74,6 +76,7 @@ impl Engine {
         let lock = self.root.lock_travel(&format!("{id}-{}", remote.name), Wait::Forever)?;
         let name = remote.name.clone();
         let done = Link::new(remote, order).and_then(|link| self.push_locked(&id, order, &link, progress));
+        let done = self.unless_full(&format!("{id}-{name}"), done);
         let mut tracking = self.tracking(&id, &name)?;
         tracking.tried_at = Some(self.now());
         match &done {
@@ -150,6 +153,7 @@ impl Engine {
             head: ours.last().map(|mark| mark.seq),
             left_out: load.left_out,
             loss,
+            is_running: load.is_running,
             is_nothing: false,
             is_guarded: repository.has_conditional_tags(),
             traffic: sending.traffic,
@@ -275,6 +279,7 @@ fn nothing(repository: &Repository, load: &Load, there: Vec<Mark>) -> Pushed {
         head: there.last().map(|mark| mark.seq),
         left_out: load.left_out.clone(),
         loss: Loss::default(),
+        is_running: load.is_running,
         is_nothing: true,
         is_guarded: repository.has_conditional_tags(),
         traffic: repository.traffic(),
