@@ -19,14 +19,14 @@ use std::process::Command;
 use std::time::Duration;
 
 /// A stage with an encrypted remote and a key of its own.
-fn locked(address: &str) -> Result<Stage> {
+pub(crate) fn locked(address: &str) -> Result<Stage> {
     let stage = Stage::new()?;
     stage.ok(&["remote", "add", "hub", &format!("{address}/team"), "--encrypt"])?;
     Ok(stage)
 }
 
 /// The file of the key a stage has made.
-fn key(stage: &Stage) -> PathBuf {
+pub(crate) fn key(stage: &Stage) -> PathBuf {
     stage.root().join("keys/hub.txt")
 }
 
@@ -38,7 +38,7 @@ fn recipient(stage: &Stage) -> Result<String> {
 }
 
 /// A stage with an encrypted remote, the key of another, and no image.
-fn with_key(address: &str, key: &Path) -> Result<Stage> {
+pub(crate) fn with_key(address: &str, key: &Path) -> Result<Stage> {
     let stage = Stage::empty()?;
     let identity = key.display().to_string();
     stage.ok(&["remote", "add", "hub", &format!("{address}/team"), "--encrypt", "--identity", &identity])?;
