@@ -242,3 +242,17 @@ fn what_another_has_made_since_is_not_ours_though_we_know_of_it() {
     assert_eq!(seqs(&own_marks(&seen, Some(&evicted))), [1, 2, 3]);
     assert!(own_marks(&seen, None).is_empty());
 }
+
+#[test]
+fn a_copy_that_was_put_back_to_an_earlier_state_undoes_nothing() {
+    for (base, ours, theirs, expected) in [
+        ("1 2 *3", "1 2 *3", "1 *2", ("1 2 *3", "1 2")),
+        ("1p 2 *3", "1p 2 *3", "1 *2", ("1p 2 *3", "1p 2")),
+        ("1 2 *3", "1 2 3 *4", "1 *2", ("1 2 3 *4", "1 2")),
+        // It has seen the third and chosen the second: that is followed.
+        ("1 2 *3", "1 2 *3", "1 *2 3", ("1 *2 3", "1 *2 3")),
+    ] {
+        let settled = settled(Some(base), ours, theirs).expect("no conflict");
+        assert_eq!((settled.0.as_str(), settled.1.as_str()), expected, "{ours} {theirs}");
+    }
+}

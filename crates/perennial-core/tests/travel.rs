@@ -11,11 +11,12 @@ use perennial_core::travel::artifact::{Artifact, ArtifactError, MANIFEST_BYTES_M
 use perennial_core::travel::cipher::{
     CHUNK_BYTES, Dropping, Layout, PackKey, Readers, Recipient, Secrecy, missing, readers,
 };
-use perennial_core::travel::history::{Mark, Relation, marks, relate};
+use perennial_core::travel::facts::Facts;
+use perennial_core::travel::history::{Mark, Relation, marks, relate, relate_to_remote};
 use perennial_core::travel::merge::{Newer, adopt, queues};
 use perennial_core::travel::place::{component, hidden, of_container, of_hidden_image, of_image, parse_address};
 use perennial_core::travel::remote::{Tracking, pause_s};
-use perennial_core::travel::send::{Sending, Standing, plan};
+use perennial_core::travel::send::{Sending, Standing, plan, to_join};
 use perennial_core::travel::settings::Withheld;
 use perennial_core::travel::{PACKS_MAX, PackAt, TEXT_BYTES_MAX, clean};
 use std::collections::BTreeMap;
@@ -102,6 +103,47 @@ fn two_histories_are_one_where_one_goes_on_from_the_other() {
 }
 
 #[test]
+fn a_container_that_never_ran_is_another_one_unless_it_was_sent_there_or_came_from_there() {
+    for (ours, theirs, has_met, expected) in [
+        ("", "a", false, Relation::Unrelated),
+        ("", "a", true, Relation::Behind),
+        ("", "", false, Relation::Same),
+        ("a", "", false, Relation::Ahead),
+        ("ab", "a", false, Relation::Ahead),
+        ("b", "a", true, Relation::Unrelated),
+    ] {
+        assert_eq!(relate_to_remote(&history(ours), &history(theirs), has_met), expected, "{ours} {theirs} {has_met}");
+    }
+}
+
+#[test]
+fn what_is_lost_with_a_record_is_what_was_kept_there_and_is_not_here() {
+    let (seen, other) = (image(1), image(2));
+    let all = queue(&[(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a")]);
+    let mut pinned = all.clone();
+    pinned.generations[0].pinned = true;
+    for (known, here, keep, expected) in [
+        (Some(&all), &[1, 2, 3, 4, 5][..], 5, &[][..]),
+        (Some(&all), &[5], 5, &[1, 2, 3, 4]),
+        // What the container does not keep has gone before.
+        (Some(&all), &[4, 5], 3, &[3]),
+        (Some(&all), &[4, 5], 2, &[]),
+        (Some(&pinned), &[4, 5], 2, &[1]),
+        (None, &[4, 5], 5, &[]),
+    ] {
+        let facts = known.map(Facts::of);
+        let tracking = Tracking { facts, manifest: Some(seen.clone()), ..Tracking::default() };
+        let mut queue = all.clone();
+        queue.generations.retain(|generation| here.contains(&generation.seq.0));
+        let loss = tracking.loss(Some(&queue), &seen, keep);
+        let seqs: Vec<u64> = loss.generations.iter().map(|seq| seq.0).collect();
+        assert_eq!((seqs.as_slice(), loss.is_unseen), (expected, false), "{here:?} {keep}");
+        assert!(tracking.loss(Some(&queue), &other, keep).is_unseen, "somebody has sent something since");
+    }
+    assert!(Tracking::default().loss(None, &seen, 5).is_unseen);
+}
+
+#[test]
 fn a_generation_is_told_by_what_never_changes_about_it() {
     let before = generation(3, "root(0)");
     let after = Generation {
@@ -115,6 +157,8 @@ fn a_generation_is_told_by_what_never_changes_about_it() {
         ..before.clone()
     };
     assert_eq!(Mark::of(&before), Mark::of(&after));
+    let (written, sent) = (Generation { by: "ann\tb".into(), ..before.clone() }, clean("ann\tb"));
+    assert_eq!(Mark::of(&written), Mark::of(&Generation { by: sent, ..before.clone() }), "it is sent without the tab");
     for other in [
         Generation { exited_at: Time::from_unix_nanos(4), ..before.clone() },
         Generation { kind: Kind::Salvage, ..before.clone() },
@@ -191,9 +235,74 @@ fn packs_are_written_anew_when_half_of_them_is_dead_weight() {
     ] {
         assert_eq!(plan(&[pack(1, content)], needed, Standing::default()), expected, "{content} {needed}");
     }
-    let many = vec![pack(1, 1); PACKS_MAX / 2];
-    assert_eq!(plan(&many, gigabyte, Standing::default()), Sending::Afresh);
-    assert_eq!(plan(&many[1..], gigabyte, Standing::default()), Sending::GoOn);
+    // That there are many is no reason to send everything again: the small ones are put together.
+    assert_eq!(plan(&vec![pack(1, 1); PACKS_MAX], gigabyte, Standing::default()), Sending::GoOn);
+}
+
+fn sized(bytes: &[u64]) -> Vec<PackAt> {
+    bytes.iter().map(|bytes| PackAt { bytes: *bytes, ..pack(1, *bytes) }).collect()
+}
+
+#[test]
+fn many_small_packs_are_put_together_the_smallest_first() {
+    let (kib, mib) = (1 << 10, 1 << 20);
+    let many = |bytes: u64, count: usize| vec![bytes; count];
+    for (packs, joined) in [
+        (vec![], 0),
+        (many(10 * kib, 255), 0),
+        (many(10 * kib, 256), 256),
+        ([many(10 * kib, 256), many(mib, 700)].concat(), 256),
+        (many(mib, 1023), 0),
+        (many(mib, 1024), 512),
+        ([many(10 * kib, 24), many(mib, 1000)].concat(), 24 + 511),
+        // Those that are full stay, however many there are.
+        (many(16 * mib, 8000), 0),
+    ] {
+        let chosen = to_join(&sized(&packs));
+        let unique: std::collections::BTreeSet<_> = chosen.iter().collect();
+        assert_eq!((chosen.len(), unique.len()), (joined, joined), "{} packs", packs.len());
+        let largest = chosen.iter().map(|number| packs[*number]).max().unwrap_or(0);
+        let mut rest = (0..packs.len()).filter(|number| !unique.contains(number)).map(|number| packs[number]);
+        assert!(chosen.is_empty() || rest.all(|bytes| bytes >= largest));
+    }
+}
+
+/// Plays pushes of so many bytes each that only ever add to what is there; returns how many packs there were at most, and
+/// how many bytes were sent and how many of them again.
+fn played(sizes: impl Iterator<Item = u64>) -> (usize, u64, u64) {
+    let one = pack(1, 1);
+    let (mut packs, mut most, mut sent, mut again) = (Vec::new(), 0, 0, 0);
+    for bytes in sizes {
+        let mut left = bytes;
+        let chosen = to_join(&packs);
+        if !chosen.is_empty() {
+            let moved: u64 = chosen.iter().filter_map(|number| packs.get(*number)).map(|pack| pack.bytes).sum();
+            (left, again) = (left + moved, again + moved);
+            let chosen: std::collections::BTreeSet<usize> = chosen.into_iter().collect();
+            let kept = (0..).zip(packs).filter(|(number, _)| !chosen.contains(number));
+            packs = kept.map(|(_, pack)| pack).collect();
+        }
+        while left > 0 {
+            packs.push(PackAt { bytes: left.min(32 << 20), ..one.clone() });
+            left = left.saturating_sub(32 << 20);
+        }
+        (sent, most) = (sent + bytes, most.max(packs.len()));
+    }
+    (most, sent, again)
+}
+
+#[test]
+fn the_number_of_packs_stays_bounded_however_often_is_pushed() {
+    // Each day of a year, between 4 kB and 300 kB, as a container that keeps ten generations does: none of it is heavy.
+    let (most, sent, again) = played((0..365_u64).map(|day| 4_000 + day * 7919 % 296_000));
+    assert!(most <= 366 && again < sent, "{most} packs, {sent} bytes, {again} again");
+    // Every hour for two years, little or a megabyte, always beside what only the registry has.
+    for bytes in [5_000, 100_000, 1_200_000] {
+        let (most, sent, again) = played((0..17_520_u64).map(|number| bytes + number % 1000));
+        let full = usize::try_from(sent / (16 << 20)).expect("few");
+        assert!(most <= 256 + 1024 + full && most < PACKS_MAX / 2, "{most} packs of {bytes} bytes");
+        assert!(again <= 2 * sent, "{bytes}: {sent} bytes, {again} again");
+    }
 }
 
 #[test]

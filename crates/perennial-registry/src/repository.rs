@@ -11,7 +11,7 @@ mod blobs;
 mod error;
 mod manifests;
 
-pub use blobs::{Part, Sink, Upload, sum};
+pub use blobs::{Lacking, Part, Sink, Upload, sum};
 pub use error::RepositoryError;
 pub use manifests::{Expected, Tagged};
 

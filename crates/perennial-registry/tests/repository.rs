@@ -11,10 +11,10 @@ use perennial_registry::credentials::{Credentials, Login};
 use perennial_registry::digest::of_bytes;
 use perennial_registry::progress::Silent;
 use perennial_registry::repository::{
-    Access, Expected, Part, Repository, RepositoryError, RepositoryOptions, Tagged, Upload, sum,
+    Access, Expected, Lacking, Part, Repository, RepositoryError, RepositoryOptions, Tagged, Upload, sum,
 };
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -38,8 +38,21 @@ struct State {
     wants_login: bool,
     /// Requests need a token; whoever gives them out answers so.
     token: Option<(u16, &'static str)>,
+    holding: Holding,
     /// Every request for a manifest is answered with this.
     says: Option<String>,
+}
+
+/// What it does where it has a blob already.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Holding {
+    /// Takes what is sent.
+    #[default]
+    Replaces,
+    /// Keeps what it has, as Debian's does.
+    Keeps,
+    /// The same, and does not say how long blobs are that are only asked for.
+    HidesLengths,
 }
 
 #[derive(Clone)]
@@ -135,6 +148,15 @@ struct Asked<'a> {
     body: Vec<u8>,
 }
 
+/// Returns the answer to whoever only asks for a blob.
+fn asked_for(state: &State, name: &str) -> String {
+    match state.blobs.get(name) {
+        None => "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n".to_owned(),
+        Some(_) if state.holding == Holding::HidesLengths => "HTTP/1.1 200 OK\r\n\r\n".to_owned(),
+        Some(blob) => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", blob.len()),
+    }
+}
+
 /// Answers a request; returns whether the connection goes on.
 fn respond(stream: &mut TcpStream, state: &mut State, asked: Asked<'_>) -> std::io::Result<bool> {
     let Asked { method, path, headers, body } = asked;
@@ -167,8 +189,7 @@ fn respond(stream: &mut TcpStream, state: &mut State, asked: Asked<'_>) -> std::
             }
         }
         ("HEAD", _) => {
-            let status = if state.blobs.contains_key(&name) { "200 OK" } else { "404 No" };
-            stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
+            stream.write_all(asked_for(state, &name).as_bytes())?;
         }
         ("POST", _) => {
             let host = state.uploads_at.map_or_else(String::new, |port| format!("http://127.0.0.1:{port}"));
@@ -178,7 +199,9 @@ fn respond(stream: &mut TcpStream, state: &mut State, asked: Asked<'_>) -> std::
         ("PUT", path) => {
             let digest = path.rsplit("digest=").next().unwrap().replace("%3A", ":");
             assert_eq!(of_bytes(&body).as_str(), digest);
-            state.blobs.insert(digest, body);
+            if !(state.holding != Holding::Replaces && state.blobs.contains_key(&digest)) {
+                state.blobs.insert(digest, body);
+            }
             answer(stream, "201 Created", "", b"")?;
         }
         _ => {
@@ -294,6 +317,36 @@ fn what_is_not_there_or_not_what_was_asked_for_is_told_apart() {
     let parts = [Part { digest: other, range: 0..10, name: "part".into() }];
     let read = repository.read(&parts, &|_, _, _| Ok(()), &Silent);
     assert!(matches!(read, Err(RepositoryError::Missing { .. })), "{read:?}");
+}
+
+#[test]
+fn a_blob_of_another_length_does_not_count_as_being_there() {
+    let (whole, short, gone) = (of_bytes(b"whole"), of_bytes(b"short"), of_bytes(b"gone"));
+    for holding in [Holding::Keeps, Holding::HidesLengths] {
+        let stub = Stub::start(State { holding, ..State::default() });
+        let blobs = [(whole.to_string(), b"whole".to_vec()), (short.to_string(), b"sho".to_vec())];
+        stub.state.lock().unwrap().blobs.extend(blobs);
+        let repository = stub.opened();
+        let lacking = repository.lacking(&[(whole.clone(), 5), (short.clone(), 5), (gone.clone(), 4)]).unwrap();
+        // One that does not say a length is believed.
+        let unsound = if holding == Holding::HidesLengths { BTreeSet::new() } else { BTreeSet::from([short.clone()]) };
+        assert_eq!(lacking, Lacking { gone: BTreeSet::from([gone.clone()]), unsound });
+    }
+    for holding in [Holding::Keeps, Holding::Replaces] {
+        let stub = Stub::start(State { holding, ..State::default() });
+        stub.state.lock().unwrap().blobs.insert(short.to_string(), b"sho".to_vec());
+        let repository = stub.opened();
+        let sent = repository.send_document(b"short");
+        if holding == Holding::Keeps {
+            let Err(error @ RepositoryError::Unsound { found: 3, bytes: 5, .. }) = sent else { panic!("{sent:?}") };
+            assert!(error.hint().unwrap().contains("push --whole") && error.to_string().contains(short.as_str()));
+        } else {
+            assert_eq!(
+                (sent.unwrap(), repository.lacking(&[(short.clone(), 5)]).unwrap()),
+                (short.clone(), Lacking::default())
+            );
+        }
+    }
 }
 
 #[test]

@@ -17,6 +17,9 @@ pub const MANIFEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Most bytes of a list of referrers in one answer; what has more is linked to.
 pub const REFERRERS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Longest media type (RFC 6838, section 4.2: 127 on either side of the slash).
+const MEDIA_TYPE_BYTES_MAX: usize = 255;
+
 /// Media type of an OCI image.
 pub const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of an OCI index.
@@ -98,6 +101,11 @@ pub fn read(bytes: &[u8], content_type: Option<&str>, digest: BlobDigest) -> Res
         (Some(media_type), _) | (None, Some(media_type)) => String::from(media_type),
         (None, None) => return Err(invalid(String::from("the manifest has no media type"))),
     };
+    if !(1..=MEDIA_TYPE_BYTES_MAX).contains(&media_type.len())
+        || !media_type.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Err(invalid(format!("{media_type:?} is no media type")));
+    }
     check_shape(&document, &media_type)?;
     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     let subject = document.subject.as_ref().map(|subject| BlobDigest::parse(&subject.digest)).transpose()?;

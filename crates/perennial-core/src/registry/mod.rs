@@ -9,10 +9,11 @@
 //! - [`page`]: a part of a long list.
 //! - [`access`]: who may do what; [`quota`]: how much a repository may hold; [`share`]: how much memory a stream.
 //! - [`staged`]: what uploads that are not finished take; [`bounds`]: what one client may take of what all share.
-//! - [`collect`]: which blobs nothing needs any more.
+//! - [`collect`]: which blobs nothing needs any more; [`claim`]: whose a store is that several registries can reach.
 
 pub mod access;
 pub mod bounds;
+pub mod claim;
 pub mod collect;
 pub mod fault;
 pub mod manifest;

@@ -51,7 +51,14 @@ fn matches(list: &str, present: Option<&BlobDigest>) -> bool {
     list.split(',').map(bare).any(|item| item == "*" || item == present.as_str())
 }
 
-/// Returns the entity tag of a manifest.
+/// Returns whether the range that a client asks for is meant: without `If-Range`, or where it names what is there. Else the
+/// client has a part of something else, and gets the whole.
+#[must_use]
+pub fn is_range_meant(if_range: Option<&str>, present: &BlobDigest) -> bool {
+    if_range.is_none_or(|tag| tag.trim() == entity_tag(present))
+}
+
+/// Returns the entity tag of a manifest or a blob.
 #[must_use]
 pub fn entity_tag(digest: &BlobDigest) -> String {
     format!("\"{digest}\"")

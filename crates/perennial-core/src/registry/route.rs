@@ -67,6 +67,29 @@ impl Route {
         Ok(Self::Upload(name, UploadId::parse(id).ok_or_else(unknown)?))
     }
 
+    /// Returns the methods that a path takes, for `Allow`.
+    #[must_use]
+    pub fn methods(&self, is_read_only: bool) -> &'static str {
+        match self {
+            Self::Uploads(_) => {
+                if is_read_only {
+                    ""
+                } else {
+                    "POST"
+                }
+            }
+            Self::Blob(..) if !is_read_only => "DELETE, GET, HEAD",
+            Self::Manifest(..) if !is_read_only => "DELETE, GET, HEAD, PUT",
+            Self::Upload(..) if !is_read_only => "DELETE, GET, HEAD, PATCH, PUT",
+            Self::Base
+            | Self::Tags(_)
+            | Self::Referrers(..)
+            | Self::Blob(..)
+            | Self::Manifest(..)
+            | Self::Upload(..) => "GET, HEAD",
+        }
+    }
+
     /// Returns the repository that the path is in.
     #[must_use]
     pub fn repository(&self) -> Option<&Repository> {

@@ -94,6 +94,8 @@ impl Fact {
 /// # Errors
 /// [`Conflict`]; nothing has changed then.
 pub fn settle(base: Option<&Facts>, ours: &mut Queue, theirs: &mut Queue, relation: Relation) -> Result<(), Conflict> {
+    // A copy that was put back to before that, such as a registry out of its backup, has chosen nothing against it.
+    let base = base.filter(|base| base.generations.iter().all(|fact| fact.seq < theirs.next_seq));
     let current = current(base, ours, theirs, relation)?;
     if current != ours.current && current.is_some_and(|seq| ours.get(seq).is_some()) {
         let quarantined = ours.generations.iter().filter(|generation| generation.quarantined);

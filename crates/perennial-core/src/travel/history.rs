@@ -3,6 +3,7 @@
 //! A generation is told by what never changes about it: its number, and when, why and by which run it was made. Its
 //! layers are not asked: they are merged and folded on each machine as it suits it.
 
+use super::clean;
 use crate::generations::{Generation, Queue};
 use crate::id::Seq;
 use crate::sealed::object::ObjectId;
@@ -26,6 +27,8 @@ impl Mark {
     pub fn of(generation: &Generation) -> Self {
         let Generation { seq, exited_at, kind, exit_code, parent, image, run, by, .. } = generation;
         let at = exited_at.unix_nanos();
+        // As it is sent: older releases let control characters into it.
+        let by = clean(by);
         let made = format!("{seq}\n{at}\n{kind:?}\n{exit_code:?}\n{parent:?}\n{image}\n{run:?}\n{by}");
         Self { seq: *seq, made: ObjectId::of(made.as_bytes()) }
     }
@@ -64,6 +67,13 @@ pub enum Relation {
     },
     /// They have nothing in common.
     Unrelated,
+}
+
+/// Compares the history of a container here with one at a remote, as [`relate`]. One that never ran goes on from nothing:
+/// only where it `has_met` the other, because it was sent there or came from there, is it the same container.
+#[must_use]
+pub fn relate_to_remote(ours: &[Mark], theirs: &[Mark], has_met: bool) -> Relation {
+    if ours.is_empty() && !theirs.is_empty() && !has_met { Relation::Unrelated } else { relate(ours, theirs) }
 }
 
 /// Compares two histories, given as marks in order.

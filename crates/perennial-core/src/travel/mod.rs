@@ -37,7 +37,7 @@ use cipher::{HEAD_BYTES_MAX, Layout, PackCipher, RECIPIENTS_MAX, Recipient, Secr
 use history::Mark;
 use serde::{Deserialize, Serialize};
 
-/// Packs of one parcel; before there are so many, they are written anew ([`send`]).
+/// Packs of one parcel; small ones are put together long before there are so many ([`send`]).
 pub const PACKS_MAX: usize = 8192;
 /// Longest pack, in bytes: one is ended at 32 MiB and a frame, and its index has at most 12 MB.
 pub const PACK_BYTES_MAX: u64 = 128 << 20;

@@ -6,8 +6,9 @@ use super::facts::Facts;
 use super::history::{Mark, marks};
 use crate::format::{self, Format};
 use crate::generations::{Generation, Health, Queue};
-use crate::id::Digest;
+use crate::id::{Digest, Seq};
 use crate::time::Time;
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -97,7 +98,34 @@ pub struct Lacking {
     pub gone: u64,
 }
 
+/// What is lost where the record at a remote is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Generations that were there, as far as is known, and are not here, in order.
+    pub generations: Vec<Seq>,
+    /// Whether something was sent there that was never looked at here, so that more may be lost.
+    pub is_unseen: bool,
+}
+
 impl Tracking {
+    /// Returns what is lost with the record that a manifest leads to. Of what was there before, a remote has what the
+    /// container keeps: the newest, and pinned ones.
+    #[must_use]
+    pub fn loss(&self, queue: Option<&Queue>, manifest: &Digest, keep: u32) -> Loss {
+        let facts = self.facts.iter().flat_map(|facts| &facts.generations);
+        let pinned: Vec<Seq> = facts.clone().filter(|fact| fact.pinned).map(|fact| fact.seq).collect();
+        let here = queue.into_iter().flat_map(|queue| &queue.generations).map(|generation| generation.seq);
+        let is_here = |seq: &Seq| queue.is_some_and(|queue| queue.get(*seq).is_some());
+        let all: BTreeSet<Seq> = facts.map(|fact| fact.seq).chain(here).collect();
+        let kept = usize::try_from(keep).unwrap_or(usize::MAX);
+        let newest = all.iter().rev().take(kept);
+        let there: BTreeSet<Seq> = newest.copied().chain(pinned).collect();
+        Loss {
+            generations: there.into_iter().filter(|seq| !is_here(seq)).collect(),
+            is_unseen: self.manifest.as_ref() != Some(manifest),
+        }
+    }
+
     /// Returns what of a queue is not there. What is damaged is left out: it cannot be sent.
     #[must_use]
     pub fn lacks(&self, queue: &Queue) -> Lacking {

@@ -4,6 +4,7 @@
 
 mod access;
 mod bounds;
+mod claim;
 mod collect;
 mod requests;
 mod share;

@@ -6,7 +6,7 @@ use perennial_core::registry::manifest::{
 };
 use perennial_core::registry::name::{Algorithm, BlobDigest, Reference, Repository, Tag, UploadId};
 use perennial_core::registry::page::{Page, TAGS_MAX};
-use perennial_core::registry::precondition::Precondition;
+use perennial_core::registry::precondition::{Precondition, is_range_meant};
 use perennial_core::registry::query::{Query, encode};
 use perennial_core::registry::quota::Quota;
 use perennial_core::registry::range::{ChunkRange, Part, chunk_bytes, requested, upload_range};
@@ -243,6 +243,21 @@ fn preconditions_make_a_push_a_compare_and_swap() {
 }
 
 #[test]
+fn a_range_is_meant_for_what_the_client_has_a_part_of() {
+    let (mine, other) = (digest(1), digest(2));
+    for (if_range, is_meant) in [
+        (None, true),
+        (Some(format!("\"{mine}\"")), true),
+        (Some(format!(" \"{mine}\" ")), true),
+        (Some(format!("\"{other}\"")), false),
+        (Some(format!("W/\"{mine}\"")), false),
+        (Some("Sun, 29 Nov 2026 00:00:00 GMT".to_owned()), false),
+    ] {
+        assert_eq!(is_range_meant(if_range.as_deref(), &mine), is_meant, "{if_range:?}");
+    }
+}
+
+#[test]
 fn a_page_of_tags_is_bounded_and_linked() {
     let page = |text: &str| Page::parse(&Query::parse(text));
     assert_eq!(page("").unwrap(), Page { count_max: TAGS_MAX, after: None });
@@ -309,6 +324,11 @@ fn a_malformed_manifest_is_refused() {
         (Some(IMAGE), json!([]), Code::ManifestInvalid),
         (Some(IMAGE), json!({}), Code::ManifestInvalid),
         (None, json!({"schemaVersion": 2}), Code::ManifestInvalid),
+        // What no header can say could not be sent back.
+        (None, json!({"mediaType": "a/b\r\nX: y"}), Code::ManifestInvalid),
+        (None, json!({"mediaType": "a/\u{e9}"}), Code::ManifestInvalid),
+        (None, json!({"mediaType": ""}), Code::ManifestInvalid),
+        (None, json!({"mediaType": format!("a/{}", "b".repeat(254))}), Code::ManifestInvalid),
         (Some("application/vnd.docker.distribution.manifest.v1+json"), json!({"name": "a"}), Code::ManifestInvalid),
         (Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), json!({}), Code::ManifestInvalid),
         (Some("application/json"), json!({"schemaVersion": 1, "history": []}), Code::ManifestInvalid),

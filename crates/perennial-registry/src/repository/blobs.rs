@@ -43,35 +43,88 @@ pub struct Part {
     pub name: String,
 }
 
+/// Blobs that are not there as they should be.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Lacking {
+    /// Nothing is there.
+    pub gone: BTreeSet<Digest>,
+    /// Something of another length is there.
+    pub unsound: BTreeSet<Digest>,
+}
+
+/// How a blob is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Absent,
+    /// It has the length it should have, or the registry does not say how long it is.
+    Whole,
+    /// It has this length instead.
+    Other(u64),
+}
+
+type Supplied = Result<(), RepositoryError>;
+
 /// Takes what comes of a part, by its number: where in the blob it belongs, and the bytes.
 pub type Sink<'a> = &'a dyn Fn(usize, u64, &[u8]) -> io::Result<()>;
 
 impl Repository {
-    /// Returns whether a blob is there.
+    /// Returns which of some blobs, given with their lengths, are not there as they should be.
     ///
     /// # Errors
     /// [`RepositoryError`].
-    pub fn has_blob(&self, digest: &Digest) -> Result<bool, RepositoryError> {
-        self.runtime.block_on(self.has(digest))
-    }
-
-    /// Returns which of some blobs are not there.
-    ///
-    /// # Errors
-    /// [`RepositoryError`].
-    pub fn absent(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, RepositoryError> {
-        let looks = digests.iter().map(|digest| async move {
-            let is_there = self.has(digest).await?;
-            Ok::<_, RepositoryError>((!is_there).then(|| digest.clone()))
+    pub fn lacking(&self, blobs: &[(Digest, u64)]) -> Result<Lacking, RepositoryError> {
+        let looks = blobs.iter().map(|(digest, bytes)| async move {
+            let presence = self.presence(digest, *bytes).await?;
+            Ok::<_, RepositoryError>((digest.clone(), presence))
         });
-        let absent = stream::iter(looks).buffer_unordered(PARALLEL).try_filter_map(async |absent| Ok(absent));
-        self.runtime.block_on(absent.try_collect())
+        let all = stream::iter(looks).buffer_unordered(PARALLEL).try_collect::<Vec<_>>();
+        let mut lacking = Lacking::default();
+        for (digest, presence) in self.runtime.block_on(all)? {
+            match presence {
+                Presence::Whole => {}
+                Presence::Absent => drop(lacking.gone.insert(digest)),
+                Presence::Other(_) => drop(lacking.unsound.insert(digest)),
+            }
+        }
+        Ok(lacking)
     }
 
-    async fn has(&self, digest: &Digest) -> Result<bool, RepositoryError> {
+    async fn presence(&self, digest: &Digest, bytes: u64) -> Result<Presence, RepositoryError> {
         let url = self.url(&format!("blobs/{digest}"))?;
-        let head = async || Ok(self.send(self.request(Method::HEAD, url.clone())).await?.status().is_success());
+        let head = async || {
+            let response = self.send(self.request(Method::HEAD, url.clone())).await?;
+            if !response.status().is_success() {
+                return Ok(Presence::Absent);
+            }
+            let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+            // One that does not say how long it is, is believed.
+            Ok(match length.and_then(|length| length.parse::<u64>().ok()) {
+                Some(length) if length != bytes => Presence::Other(length),
+                Some(_) | None => Presence::Whole,
+            })
+        };
         self.retried(head).await
+    }
+
+    /// Sends what is not there as it should be. A registry may keep what it has under that name, whatever it is.
+    async fn supply(
+        &self,
+        digest: &Digest,
+        bytes: u64,
+        send: impl AsyncFn() -> Supplied,
+    ) -> Result<bool, RepositoryError> {
+        let before = self.presence(digest, bytes).await?;
+        if before == Presence::Whole {
+            return Ok(false);
+        }
+        self.retried(send).await?;
+        if let Presence::Other(_) = before
+            && let Presence::Other(found) = self.presence(digest, bytes).await?
+        {
+            let (repository, digest) = (self.name(), digest.clone());
+            return Err(RepositoryError::Unsound { repository, digest, found, bytes });
+        }
+        Ok(true)
     }
 
     /// Sends blobs; those that are there already are not sent. Returns how many were sent.
@@ -82,13 +135,10 @@ impl Repository {
         let sends = uploads.iter().enumerate().map(|(number, upload)| async move {
             let (layer, phase) = (number, Phase::Upload);
             progress.event(Event::Started { layer, phase, name: &upload.name, bytes_total: Some(upload.bytes) });
-            let is_there = self.has(&upload.digest).await?;
-            if !is_there {
-                self.retried(async || self.send_one(upload).await).await?;
-            }
+            let is_sent = self.supply(&upload.digest, upload.bytes, async || self.send_one(upload).await).await?;
             progress.event(Event::Advanced { layer, phase, bytes: upload.bytes });
             progress.event(Event::Finished { layer, phase });
-            Ok::<_, RepositoryError>(usize::from(!is_there))
+            Ok::<_, RepositoryError>(usize::from(is_sent))
         });
         let all = stream::iter(sends).buffer_unordered(PARALLEL);
         self.runtime.block_on(all.try_fold(0_usize, async |sum, sent| Ok(sum.saturating_add(sent))))
@@ -100,16 +150,13 @@ impl Repository {
     /// [`RepositoryError`].
     pub fn send_document(&self, bytes: &[u8]) -> Result<Digest, RepositoryError> {
         let digest = digest::of_bytes(bytes);
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let send = async || {
-            if self.has(&digest).await? {
-                return Ok(());
-            }
-            let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             self.put_blob(&digest, length, Body::from(bytes.to_vec())).await?;
             self.counters.sent.fetch_add(length, Ordering::Relaxed);
             Ok(())
         };
-        self.runtime.block_on(self.retried(send))?;
+        self.runtime.block_on(self.supply(&digest, length, send))?;
         Ok(digest)
     }
 

@@ -3,6 +3,7 @@
 use crate::credentials::CredentialsError;
 use crate::trust::{self, TrustError};
 use oci_client::errors::OciDistributionError;
+use perennial_core::id::Digest;
 use perennial_core::travel::clean;
 use reqwest::StatusCode;
 use serde::Deserialize;
@@ -97,6 +98,18 @@ pub enum RepositoryError {
         /// What.
         what: String,
     },
+    /// It has something else under the name of what is sent, and keeps it.
+    #[error("{repository} has {found} bytes as blob {digest}, which has {bytes}, and does not take it again")]
+    Unsound {
+        /// The repository.
+        repository: String,
+        /// The blob.
+        digest: Digest,
+        /// The length of what is there.
+        found: u64,
+        /// The length it should have.
+        bytes: u64,
+    },
     /// What came, or is to go, cannot be written or read here.
     #[error("what is transferred cannot be kept or read")]
     Disk(#[from] io::Error),
@@ -131,6 +144,10 @@ impl RepositoryError {
             Self::Missing { .. } => {
                 Some("what is there is not complete; a push from where it is whole sends what has gone")
             }
+            Self::Unsound { .. } => Some(
+                "nothing leads to what was sent; the registry has damaged that blob: have its keeper remove it, or send to \
+                 another path or name; `perennial push --whole` sends a container's contents under other names",
+            ),
             Self::Damaged { .. } => {
                 Some("the registry or something on the way changed it; try again or from elsewhere")
             }
@@ -209,6 +226,7 @@ pub(super) fn is_passing(error: &RepositoryError) -> bool {
         | RepositoryError::Changed { .. }
         | RepositoryError::Missing { .. }
         | RepositoryError::Damaged { .. }
+        | RepositoryError::Unsound { .. }
         | RepositoryError::Disk(_) => false,
     }
 }

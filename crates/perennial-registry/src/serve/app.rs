@@ -7,25 +7,28 @@ use super::meta::Meta;
 use super::metrics::Metrics;
 use super::reply::{self, Reply};
 use super::staging::Staging;
-use super::storage::BlobStore;
+use super::storage::{BlobStore, Claimed};
 use super::trouble::Trouble;
 use super::verdict::Verdicts;
 use super::{Options, blobs, lists, manifests, uploads};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::HeaderName;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, EXPECT, HeaderName};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use perennial_core::registry::access::needed;
 use perennial_core::registry::bounds::manifest_kib;
+use perennial_core::registry::claim::Guard;
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{BlobDigest, Repository};
 use perennial_core::registry::query::Query;
 use perennial_core::registry::route::Route;
+use perennial_core::registry::upload::StorageRecord;
 use perennial_core::time::Time;
 use serde_json::json;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -57,6 +60,10 @@ pub(crate) struct App {
     pub(crate) streams: AtomicUsize,
     /// Blobs that the record does not know, where they are so many that nothing is collected.
     pub(crate) strays: AtomicUsize,
+    /// Whether another registry has taken the store of blobs, so that nothing is collected.
+    pub(crate) is_anothers: AtomicBool,
+    /// What this registry is.
+    pub(crate) identity: StorageRecord,
     /// Held by the thread that scrubs.
     pub(crate) scrubbing: Arc<Mutex<()>>,
     /// Processors of this machine.
@@ -95,6 +102,21 @@ impl Call {
         self.parts.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// Returns a header that is a list: all lines of it, also those that are no text and so name nothing.
+    pub(crate) fn list(&self, name: &HeaderName) -> Option<String> {
+        let lines: Vec<_> =
+            self.parts.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        (!lines.is_empty()).then(|| lines.join(","))
+    }
+
+    /// Returns the announced place of a chunk. One that is no text, or another beside it, is not taken for none.
+    pub(crate) fn chunk_range(&self) -> Result<Option<&str>, Fault> {
+        let mut lines = self.parts.headers.get_all(&CONTENT_RANGE).iter();
+        let invalid = || Fault::new(Code::BlobUploadInvalid, "Content-Range is not FIRST-LAST");
+        let range = lines.next().map(|value| value.to_str().map_err(|_| invalid())).transpose()?;
+        if lines.next().is_some() { Err(invalid()) } else { Ok(range) }
+    }
+
     /// Returns the announced length of the body.
     pub(crate) fn length(&self) -> Result<Option<u64>, Fault> {
         let text = self.header(&hyper::header::CONTENT_LENGTH);
@@ -107,6 +129,14 @@ impl App {
     /// Returns the present time.
     pub(crate) fn now(&self) -> Time {
         (self.options.clock)()
+    }
+
+    /// Makes the store of blobs this registry's; directories of before have no name, and lay no claim.
+    pub(crate) fn claim(&self, is_new: bool) -> io::Result<Claimed> {
+        if self.identity.id.is_none() {
+            return Ok(Claimed::Ours(Guard::Store));
+        }
+        self.storage.claim(&self.identity, is_new)
     }
 
     /// Makes a set of locks, all free.
@@ -215,6 +245,7 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     let started = tokio::time::Instant::now();
     let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let waits = parts.headers.contains_key(EXPECT);
     let (mut is_read_on, mut who) = (true, None);
     let reply = match route(&app, (parts, from), &mut body, &mut who).await {
         Ok(reply) => reply,
@@ -239,10 +270,15 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>, from: IpAd
     ];
     fields.extend(who.map(|user| ("user", json!(user))));
     app.options.log.line(Level::Info, "request", fields);
-    if is_read_on && reply.status().as_u16() >= 400 && !body.is_end_stream() {
-        // Beside the answer, which some clients read meanwhile.
-        tokio::spawn(drain(body, app.options.patience));
+    if reply.status().as_u16() < 400 || body.is_end_stream() || !is_read_on {
+        return reply;
     }
+    if waits {
+        // It was to send the body only when told to, so there is none to read, and what comes next is no body.
+        return reply::with(reply, CONNECTION, "close");
+    }
+    // Beside the answer, which some clients read meanwhile.
+    tokio::spawn(drain(body, app.options.patience));
     reply
 }
 
@@ -283,8 +319,17 @@ async fn route(
         Ok(rights) => call.rights = rights,
         Err(challenge) => return Ok(challenge),
     }
-    app.check_writable(&call.parts.method)?;
-    dispatch(app, &call, route, body).await
+    let methods = route.methods(app.options.is_read_only);
+    let answered = match app.check_writable(&call.parts.method) {
+        Ok(()) => dispatch(app, &call, route, body).await,
+        Err(fault) => Err(fault.into()),
+    };
+    match answered {
+        Err(Trouble::Fault(fault)) if fault.status == StatusCode::METHOD_NOT_ALLOWED => {
+            Ok(reply::with(reply::refused(&fault), ALLOW, methods))
+        }
+        answered => answered,
+    }
 }
 
 async fn dispatch(app: &Arc<App>, call: &Call, route: Route, body: &mut Incoming) -> Result<Reply, Trouble> {
@@ -313,14 +358,19 @@ async fn dispatch(app: &Arc<App>, call: &Call, route: Route, body: &mut Incoming
 async fn health(app: &Arc<App>) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let damaged = blocking(move || worker.meta.damaged()).await?;
-    let unknown = load(&app.strays);
-    let status = match (damaged.is_empty(), unknown) {
-        (false, _) => "damaged",
-        (true, 0) => "ok",
-        (true, _) => "not collected",
+    let (unreadable, unknown) = (app.verdicts.unreadable(), load(&app.strays));
+    let is_anothers = app.is_anothers.load(Ordering::Relaxed);
+    let status = match (damaged.is_empty(), unreadable.is_empty(), unknown == 0 && !is_anothers) {
+        (false, _, _) => "damaged",
+        (true, false, _) => "unreadable",
+        (true, true, true) => "ok",
+        (true, true, false) => "not collected",
     };
     let read_only = app.options.is_read_only;
-    let body = json!({"status": status, "damaged": damaged, "unknown": unknown, "read_only": read_only});
+    let body = json!({
+        "status": status, "damaged": damaged, "unreadable": unreadable, "unknown": unknown, "read_only": read_only,
+        "store_is_anothers": is_anothers,
+    });
     Ok(reply::json(StatusCode::OK, body.to_string()))
 }
 

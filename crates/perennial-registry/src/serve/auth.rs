@@ -12,7 +12,7 @@ use super::trouble::Trouble;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HOST, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, HOST, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 use perennial_core::registry::access::{
     Access, Action, Passwords, Policy, TokenFault, allows, bearer_challenge, grant,
@@ -335,7 +335,8 @@ pub(crate) async fn token(app: &Arc<App>, call: &Call, who: &mut Option<String>)
     let auth = &app.auth;
     let Some(accounts) = &auth.accounts else { return Ok(reply::empty(StatusCode::NOT_FOUND)) };
     if call.parts.method != Method::GET {
-        return Err(Fault::new(Code::Unsupported, "tokens are asked for with GET").into());
+        let fault = Fault::new(Code::Unsupported, "tokens are asked for with GET");
+        return Ok(reply::with(reply::refused(&fault), ALLOW, "GET"));
     }
     let user = match call.header(&AUTHORIZATION).and_then(|header| header.split_once(' ')) {
         None => None,

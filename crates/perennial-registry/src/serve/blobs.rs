@@ -2,7 +2,6 @@
 
 use super::app::{App, Call, blocking, reading};
 use super::body::{BlobBody, Piece};
-use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::Holding;
 use super::reply::{self, Reply};
@@ -10,11 +9,11 @@ use super::storage::BlobReader;
 use super::trouble::Trouble;
 use super::verdict::verdict;
 use http_body_util::{Either, Full};
-use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
+use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::{Method, Response, StatusCode};
 use perennial_core::registry::fault::{Code, Fault};
 use perennial_core::registry::name::{BlobDigest, Repository};
-use perennial_core::registry::precondition::entity_tag;
+use perennial_core::registry::precondition::{Precondition, entity_tag, is_range_meant};
 use perennial_core::registry::range::{Part, requested};
 use std::sync::Arc;
 
@@ -25,10 +24,16 @@ pub(crate) const SMALL_BYTES: u64 = 64 * 1024;
 pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: BlobDigest) -> Result<Reply, Trouble> {
     let (worker, of) = (Arc::clone(app), Holding { name, digest: digest.clone() });
     let is_head = call.parts.method == Method::HEAD;
-    let find = move || find(&worker, &of, is_head);
+    let is_known = Precondition::new(None, call.list(&IF_NONE_MATCH).as_deref()).is_unchanged(Some(&digest));
+    let find = move || find(&worker, &of, is_head || is_known);
     // The record alone says whether it is there.
-    let (bytes, reader) = if is_head { blocking(find).await } else { reading(app, find).await }?;
-    let (status, first, count) = match requested(call.header(&RANGE).filter(|_| !is_head), bytes) {
+    let (bytes, reader) = if is_head || is_known { blocking(find).await } else { reading(app, find).await }?;
+    if is_known {
+        let reply = reply::with(reply::empty(StatusCode::NOT_MODIFIED), ETAG, entity_tag(&digest));
+        return Ok(reply::with_own(reply, "docker-content-digest", digest.as_str()));
+    }
+    let is_meant = !is_head && is_range_meant(call.list(&IF_RANGE).as_deref(), &digest);
+    let (status, first, count) = match requested(call.header(&RANGE).filter(|_| is_meant), bytes) {
         Part::Whole => (StatusCode::OK, 0, bytes),
         Part::Some { first, last } => {
             (StatusCode::PARTIAL_CONTENT, first, last.saturating_sub(first).saturating_add(1))
@@ -46,7 +51,7 @@ pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, digest: B
         }
         Some(reader) => {
             let pending = verdict(app, &digest, reader.stamp());
-            Either::Right(BlobBody::new(app, reader, first, count, pending))
+            Either::Right(BlobBody::new(app, &digest, reader, (first, count), pending))
         }
     };
     app.metrics.sent.inc_by(if is_head { 0 } else { count });
@@ -71,6 +76,9 @@ fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
     let unknown = || Fault::new(Code::BlobUnknown, format!("{name} has no blob {digest}"));
     let found = app.meta.blob(of)?.ok_or_else(unknown)?;
     if is_head {
+        if app.verdicts.is_unreadable(digest) {
+            return Err(unknown().into());
+        }
         if !app.options.is_read_only {
             app.meta.touch(of, found, app.options.grace, app.now())?;
         }
@@ -78,11 +86,12 @@ fn find(app: &App, of: &Holding, is_head: bool) -> Result<Opened, Trouble> {
     }
     let reader = match app.storage.open(digest) {
         Ok(Some(reader)) => reader,
-        Err(error) if !is_of_disk(&error) => {
+        Err(error) => {
+            app.note_unread(digest, None, &error);
             return Err(Trouble::io(format!("cannot open blob {digest}"))(error));
         }
         // Recorded, so that `HEAD` says so too, and a client pushes it again.
-        Ok(None) | Err(_) => {
+        Ok(None) => {
             app.condemn_missing(digest);
             return Err(unknown().into());
         }
@@ -113,13 +122,16 @@ async fn small(
         };
         match outcome {
             Ok(()) => {}
-            Err(error) if is_of_disk(&error) => return Err(damaged("an error of the disk")),
-            Err(error) => return Err(Trouble::io(format!("cannot read blob {digest}"))(error)),
+            Err(error) => {
+                worker.note_unread(&digest, Some(reader.stamp()), &error);
+                return Err(Trouble::io(format!("cannot read blob {digest}"))(error));
+            }
         }
         let found = Sum::of(digest.algorithm(), &read);
         if found != digest {
             return Err(damaged(found.as_str()));
         }
+        worker.verdicts.remove_unreadable(&digest);
         let first = usize::try_from(first).unwrap_or(usize::MAX);
         let end = first.saturating_add(usize::try_from(count).unwrap_or(usize::MAX));
         Ok(bytes::Bytes::from(read).slice(first.min(length)..end.min(length)))

@@ -11,6 +11,7 @@ use super::storage::BlobReader;
 use super::verdict::{Pending, Verdict};
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
+use perennial_core::registry::name::BlobDigest;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -106,6 +107,7 @@ enum Next {
 /// The bytes of a blob, or of a part of it.
 pub(crate) struct BlobBody {
     app: Arc<App>,
+    digest: BlobDigest,
     next: Next,
     offset: u64,
     left: u64,
@@ -123,7 +125,13 @@ impl std::fmt::Debug for BlobBody {
 
 impl BlobBody {
     /// Makes a body of `bytes` bytes from `offset`.
-    pub(crate) fn new(app: &Arc<App>, reader: Reader, offset: u64, bytes: u64, verdict: Pending) -> Self {
+    pub(crate) fn new(
+        app: &Arc<App>,
+        digest: &BlobDigest,
+        reader: Reader,
+        (offset, bytes): (u64, u64),
+        verdict: Pending,
+    ) -> Self {
         app.streams.fetch_add(1, Ordering::Relaxed);
         let verdict: Option<Waiting> = match verdict {
             Pending::Known(Verdict::Sound) => None,
@@ -131,7 +139,8 @@ impl BlobBody {
         };
         let place = Place { buffer: Some(Buffer::default()), waker: None };
         let home = Arc::new(Home(Mutex::new(place)));
-        Self { app: Arc::clone(app), next: Next::Idle(reader), offset, left: bytes, verdict, home, held: None }
+        let (app, digest, next) = (Arc::clone(app), digest.clone(), Next::Idle(reader));
+        Self { app, digest, next, offset, left: bytes, verdict, home, held: None }
     }
 
     /// Takes the buffer, sized for the next chunk, once what was in it is sent.
@@ -197,9 +206,18 @@ impl BlobBody {
             }
             Err(error) => {
                 self.next = Next::Done;
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(self.unread(&reader, error))))
             }
         }
+    }
+
+    /// Lets it be found out, on a thread that may block, what it means that a chunk could not be read; returns what ends
+    /// the stream.
+    fn unread(&self, reader: &Reader, error: io::Error) -> io::Error {
+        let (app, digest, stamp) = (Arc::clone(&self.app), self.digest.clone(), reader.stamp().clone());
+        let told = io::Error::from(error.kind());
+        tokio::task::spawn_blocking(move || app.unread(&digest, Some(&stamp), error));
+        told
     }
 
     /// Reads a chunk if that takes no time; else begins to read it.

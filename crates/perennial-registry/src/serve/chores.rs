@@ -2,6 +2,7 @@
 
 use super::app::{App, blocking};
 use super::log::Level;
+use super::storage::Claimed;
 use super::trouble::Trouble;
 use super::verdict::{Verdict, check, open};
 use perennial_core::registry::collect::{Grace, are_too_many_strays};
@@ -60,6 +61,9 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
         return Ok(Collected::default());
     }
     let mut done = Collected { uploads: app.staging.expire(ago(now, grace))?, ..Collected::default() };
+    if !is_ours(app)? {
+        return Ok(done);
+    }
     let Some(strays) = strays(app, grace, now)? else { return Ok(done) };
     give_up_unfinished(app);
     if app.options.collects_untagged {
@@ -82,10 +86,26 @@ pub(crate) fn collect(app: &App) -> Result<Collected, Trouble> {
             app.storage.delete(&digest).map_err(Trouble::io(format!("cannot delete blob {digest}")))?;
             done.blobs = done.blobs.saturating_add(1);
             app.metrics.freed.inc();
+            app.verdicts.remove_unreadable(&digest);
         }
         drop(guard);
     }
     Ok(done)
+}
+
+/// Looks whether the store is still this registry's: one that two have taken at the same moment is the later one's, and
+/// the other would delete its blobs.
+fn is_ours(app: &App) -> Result<bool, Trouble> {
+    let claimed = app.claim(false).map_err(Trouble::io("cannot see whose the store of blobs is"))?;
+    let refused = match claimed {
+        Claimed::Ours(_) => None,
+        Claimed::Refused(why) => Some(why),
+    };
+    app.is_anothers.store(refused.is_some(), Ordering::Relaxed);
+    if let Some(why) = refused {
+        app.options.log.line(Level::Error, "not_collected", vec![("store", json!(why))]);
+    }
+    Ok(refused.is_none())
 }
 
 /// Returns files that the record does not know, and whose time of grace is over: an upload was cut off between the file

@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 const TAGS_MAX: usize = 100;
 
 fn precondition(call: &Call) -> Precondition {
-    Precondition::new(call.header(&IF_MATCH), call.header(&IF_NONE_MATCH))
+    Precondition::new(call.list(&IF_MATCH).as_deref(), call.list(&IF_NONE_MATCH).as_deref())
 }
 
 /// Answers `GET` and `HEAD`.
@@ -29,7 +29,7 @@ pub(crate) async fn get(app: &Arc<App>, call: &Call, name: Repository, reference
     let manifest = blocking(move || worker.meta.manifest(&name, &reference)).await?;
     let digest = &manifest.digest;
     let bytes = manifest.content.len();
-    let status = if Precondition::new(None, call.header(&IF_NONE_MATCH)).is_unchanged(Some(digest)) {
+    let status = if Precondition::new(None, call.list(&IF_NONE_MATCH).as_deref()).is_unchanged(Some(digest)) {
         StatusCode::NOT_MODIFIED
     } else {
         // Checked each time: it is small, and what the record holds could be damaged too.

@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     blobs: Gauge,
     bytes: Gauge,
     quarantined: Gauge,
+    unreadable: Gauge,
     streams: Gauge,
     /// Connections that are open.
     pub(crate) connections: Gauge,
@@ -58,6 +59,7 @@ impl Metrics {
             blobs: Gauge::default(),
             bytes: Gauge::default(),
             quarantined: Gauge::default(),
+            unreadable: Gauge::default(),
             streams: Gauge::default(),
             connections: Gauge::default(),
         };
@@ -73,6 +75,7 @@ impl Metrics {
         to.register("blobs", "Blobs that are kept", all.blobs.clone());
         to.register("blob_bytes", "Their bytes", all.bytes.clone());
         to.register("blobs_quarantined", "Blobs that are damaged and not served", all.quarantined.clone());
+        to.register("blobs_unreadable", "Blobs that the disk did not give when last read", all.unreadable.clone());
         to.register("streams", "Blobs that are being sent", all.streams.clone());
         to.register("connections", "Connections that are open", all.connections.clone());
         all
@@ -94,10 +97,14 @@ pub(crate) async fn page(app: &Arc<App>) -> Result<Reply, Trouble> {
     let worker = Arc::clone(app);
     let (blobs, bytes, damaged) = blocking(move || worker.meta.totals()).await?;
     let metrics = &app.metrics;
-    let streams = load(&app.streams);
-    for (gauge, value) in
-        [(&metrics.blobs, blobs), (&metrics.bytes, bytes), (&metrics.quarantined, damaged), (&metrics.streams, streams)]
-    {
+    let unreadable = u64::try_from(app.verdicts.unreadable().len()).unwrap_or(u64::MAX);
+    for (gauge, value) in [
+        (&metrics.blobs, blobs),
+        (&metrics.bytes, bytes),
+        (&metrics.quarantined, damaged),
+        (&metrics.unreadable, unreadable),
+        (&metrics.streams, load(&app.streams)),
+    ] {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     }
     let mut text = String::new();

@@ -15,6 +15,8 @@ mod blobs;
 mod body;
 mod chores;
 mod condemn;
+#[cfg(test)]
+mod faulty;
 mod hash;
 mod lists;
 pub mod log;
@@ -38,6 +40,7 @@ use app::App;
 use log::{Level, Log};
 use perennial_core::format::{Format, decode, encode};
 use perennial_core::registry::bounds::MANIFESTS_KIB;
+use perennial_core::registry::claim::Guard;
 use perennial_core::registry::collect::Grace;
 use perennial_core::registry::name::UploadId;
 use perennial_core::registry::quota::Quota;
@@ -50,8 +53,9 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
+use storage::Claimed;
 use tokio::sync::Semaphore;
 
 /// Threads for what blocks that the runtime of a server needs. Those that wait for the store of blobs are fewer, so that
@@ -187,8 +191,8 @@ pub async fn serve(
     let (_in_use, record) = prepare(&options)?;
     options.connections_max = net::connections(options.connections_max, &options.log);
     let tls = options.tls.as_ref().map(net::acceptor).transpose()?;
-    let app = Arc::new(open(options, record.id.as_deref())?);
-    claim(&app, record).await?;
+    let app = Arc::new(open(options, record)?);
+    claim(&app).await?;
     let address = app.options.listen;
     let unable = |source| ServeError::Listen { address, source };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(unable)?;
@@ -219,31 +223,33 @@ pub async fn serve(
 }
 
 /// Makes the store of blobs this registry's, where it is not another's.
-async fn claim(app: &Arc<App>, registry: StorageRecord) -> Result<(), ServeError> {
-    if registry.id.is_none() {
-        return Ok(());
-    }
-    let (path, place) = (app.options.storage.clone(), registry.blobs.clone());
+async fn claim(app: &Arc<App>) -> Result<(), ServeError> {
+    let (path, place) = (app.options.storage.clone(), app.identity.blobs.clone());
     let worker = Arc::clone(app);
     let claimed = app::blocking(move || {
         let is_new = worker.meta.totals()?.0 == 0;
-        Ok(worker.storage.claim(&registry, is_new))
+        Ok(worker.claim(is_new))
     });
     match claimed.await {
-        Ok(Ok(None)) => Ok(()),
-        Ok(Ok(Some(reason))) => Err(ServeError::Foreign { path, reason: format!("{place}: {reason}") }),
+        Ok(Ok(Claimed::Ours(Guard::Store))) => Ok(()),
+        Ok(Ok(Claimed::Ours(Guard::Nobody))) => {
+            // Each collection looks again.
+            app.options.log.line(Level::Warning, "claim_unguarded", vec![("store", json!(place))]);
+            Ok(())
+        }
+        Ok(Ok(Claimed::Refused(why))) => Err(ServeError::Foreign { path, reason: format!("{place}: {why}") }),
         Ok(Err(source)) => Err(ServeError::Store { place, source }),
         Err(trouble) => Err(ServeError::Record { path, reason: trouble.one_line() }),
     }
 }
 
-fn open(options: Options, id: Option<&str>) -> Result<App, ServeError> {
+fn open(options: Options, identity: StorageRecord) -> Result<App, ServeError> {
     let path = options.storage.clone();
     let record = |trouble: trouble::Trouble| ServeError::Record { path: path.clone(), reason: trouble.one_line() };
     let unable = |source| ServeError::Storage { path: path.clone(), source };
     // Before anything is kept here, so that a record that is missing later is one that was lost.
     let is_empty = !["blobs", "uploads"].iter().any(|name| path.join(name).exists());
-    let meta = meta::Meta::open(&path.join("registry.db"), id, is_empty).map_err(record)?;
+    let meta = meta::Meta::open(&path.join("registry.db"), identity.id.as_deref(), is_empty).map_err(record)?;
     let storage: Box<dyn storage::BlobStore> = match &options.s3 {
         None => Box::new(storage::directory::Directory::open(&path).map_err(unable)?),
         Some(s3) => {
@@ -261,6 +267,8 @@ fn open(options: Options, id: Option<&str>) -> Result<App, ServeError> {
         auth: auth::Auth::new(options.accounts.clone()).map_err(record)?,
         streams: AtomicUsize::new(0),
         strays: AtomicUsize::new(0),
+        is_anothers: AtomicBool::new(false),
+        identity,
         scrubbing: Arc::default(),
         sending: memory::Memory::new(SENDING),
         receiving: memory::Memory::new(RECEIVING),

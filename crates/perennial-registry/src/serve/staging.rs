@@ -1,7 +1,8 @@
 //! Uploads that are not finished: one file of bytes for each, and beside it what it is for.
 //!
 //! Where an upload stands is the length of its file, so it survives this process. The sum goes along in memory; after a
-//! restart the bytes that are there are summed again when the next ones come.
+//! restart the bytes that are there are summed again when the next ones come. Memory never says more than the disk: before
+//! anything is told or added, the file is looked at, and where it has become shorter the upload stands there.
 
 use super::hash::Sum;
 use super::meta::lock;
@@ -158,7 +159,8 @@ impl Staging {
         if shared.repository != repository.as_str() {
             return Err(unknown(id).into());
         }
-        Ok(shared.standing.load(Ordering::Relaxed))
+        let stands = shared.standing.load(Ordering::Relaxed);
+        Ok(stands.min(length_of(id, &self.directory.join(id.as_str()))?))
     }
 
     fn shared(&self, id: &UploadId, repository: &Repository) -> Result<Shared, Trouble> {
@@ -182,11 +184,7 @@ impl Staging {
             return Err(unknown(id).into());
         }
         let algorithm = Algorithm::parse(&record.algorithm)?;
-        let bytes = match path.metadata() {
-            Ok(meta) => meta.len(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(unknown(id).into()),
-            Err(error) => return Err(Trouble::io(format!("cannot look at upload {id}"))(error)),
-        };
+        let bytes = length_of(id, &path)?;
         let repository = record.repository;
         let (id, standing) = (id.clone(), Arc::default());
         let session = Session { id, repository, bytes, path, algorithm, sum: None, is_over: false, standing };
@@ -256,6 +254,15 @@ fn remove(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Returns how many bytes of an upload the disk has; one without a file is unknown.
+fn length_of(id: &UploadId, path: &Path) -> Result<u64, Trouble> {
+    match path.metadata() {
+        Ok(meta) => Ok(meta.len()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(unknown(id).into()),
+        Err(error) => Err(Trouble::io(format!("cannot look at upload {id}"))(error)),
+    }
+}
+
 fn unknown(id: &UploadId) -> Fault {
     Fault::new(Code::BlobUploadUnknown, format!("there is no upload {id} for this repository"))
 }
@@ -277,6 +284,17 @@ impl Session {
         Ok(())
     }
 
+    /// Looks at the file: where it has become shorter, what is gone has to come again. Returns whether it has.
+    pub(crate) fn refresh(&mut self) -> Result<bool, Trouble> {
+        let length = length_of(&self.id, &self.path)?;
+        let is_shorter = length < self.bytes;
+        if is_shorter {
+            (self.bytes, self.sum) = (length, None);
+            self.standing.store(length, Ordering::Relaxed);
+        }
+        Ok(is_shorter)
+    }
+
     /// Returns where its bytes are.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -290,6 +308,10 @@ impl Session {
         let open = OpenOptions::new().read(true).append(true).open(&self.path);
         let mut file = open.map_err(Trouble::io(failed()))?;
         let length = file.metadata().map_err(Trouble::io(failed()))?.len();
+        if length < self.bytes {
+            // Since the request began. What goes on behind a gap could never be right.
+            return Err(Trouble::Damaged(format!("upload {} had {} bytes and has {length}", self.id, self.bytes)));
+        }
         if length > self.bytes {
             // A write that was cut off: what was not acknowledged is not there.
             file.set_len(self.bytes).map_err(Trouble::io(failed()))?;

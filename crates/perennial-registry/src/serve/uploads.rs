@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_RANGE, LOCATION, RANGE};
+use hyper::header::{LOCATION, RANGE};
 use perennial_core::registry::access::Action;
 use perennial_core::registry::bounds::Pace;
 use perennial_core::registry::fault::{Code, Fault};
@@ -73,6 +73,10 @@ async fn mount(app: &Arc<App>, call: &Call, name: &Repository, digest: &str) -> 
     if !may {
         return Ok(None);
     }
+    if app.verdicts.is_unreadable(&digest) {
+        // Whoever pushes it brings good bytes.
+        return Ok(None);
+    }
     let (worker, of) = (Arc::clone(app), Holding { name: name.clone(), digest: digest.clone() });
     let quota = app.options.quota;
     let mounted = blocking(move || worker.meta.mount(&of, from.as_ref(), quota, worker.now())).await?;
@@ -97,7 +101,7 @@ pub(crate) async fn chunk(
     (name, id): (Repository, UploadId),
     body: &mut Incoming,
 ) -> Result<Reply, Trouble> {
-    let range = call.header(&CONTENT_RANGE).map(ChunkRange::parse).transpose()?;
+    let range = call.chunk_range()?.map(ChunkRange::parse).transpose()?;
     let length = call.length()?;
     let session = found(app, &name, id).await?;
     let bytes = match chunk_bytes(session.bytes, range, length) {
@@ -118,7 +122,7 @@ pub(crate) async fn close(
 ) -> Result<Reply, Trouble> {
     let missing = || Fault::new(Code::DigestInvalid, "the digest of the whole blob is missing");
     let digest = BlobDigest::parse(call.query.get("digest").ok_or_else(missing)?)?;
-    let range = call.header(&CONTENT_RANGE).filter(|text| !text.is_empty()).map(ChunkRange::parse).transpose()?;
+    let range = call.chunk_range()?.filter(|text| !text.is_empty()).map(ChunkRange::parse).transpose()?;
     let length = call.length()?;
     let session = found(app, &name, id).await?;
     // Some clients send the range of the whole blob with a closing request that has no body.
@@ -142,9 +146,24 @@ pub(crate) async fn cancel(app: &Arc<App>, name: Repository, id: UploadId) -> Re
 async fn found(app: &Arc<App>, name: &Repository, id: UploadId) -> Result<Locked, Trouble> {
     let (worker, of) = (Arc::clone(app), name.clone());
     let session = blocking(move || worker.staging.find(&id, &of)).await?;
-    let session = session.lock_owned().await;
+    let mut session = session.lock_owned().await;
     session.check(name)?;
-    Ok(session)
+    let worker = Arc::clone(app);
+    blocking(move || match session.refresh() {
+        Ok(is_shorter) => {
+            if is_shorter {
+                worker.staging.count(&session, session.bytes);
+            }
+            Ok(session)
+        }
+        Err(trouble) => {
+            if matches!(trouble, Trouble::Fault(_)) {
+                worker.staging.end(&mut session)?;
+            }
+            Err(trouble)
+        }
+    })
+    .await
 }
 
 async fn end(app: &Arc<App>, mut session: Locked) -> Result<(), Trouble> {

@@ -6,14 +6,12 @@
 
 use super::app::{App, reading};
 use super::blobs::SMALL_BYTES;
-use super::condemn::is_of_disk;
 use super::hash::Sum;
 use super::meta::lock;
 use super::storage::{BlobReader, Stamp};
-use super::trouble::Trouble;
 use perennial_core::registry::name::BlobDigest;
 use perennial_core::time::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
@@ -24,6 +22,8 @@ pub(crate) const TRUST_NANOS: u64 = 3600 * 1_000_000_000;
 /// Most copies that are remembered as sound, a few hundred bytes each; all are forgotten when there are more, which costs
 /// a sum each.
 const REMEMBERED_MAX: usize = 20_000;
+/// Most blobs that are remembered as unreadable: a disk that gives none of more than these needs no list.
+const UNREADABLE_MAX: usize = 1000;
 /// Bytes read at once.
 const READ_BYTES: usize = 256 * 1024;
 
@@ -67,11 +67,14 @@ impl Pending {
 pub(crate) struct Verdicts {
     sound: Mutex<BTreeMap<BlobDigest, (Stamp, Time)>>,
     underway: Mutex<BTreeMap<BlobDigest, (Stamp, Receiver)>>,
+    /// Blobs that the disk did not give when they were last read.
+    unreadable: Mutex<BTreeSet<BlobDigest>>,
 }
 
 impl Verdicts {
     /// Remembers a copy that has just been summed; a small one is summed each time it is read.
     pub(crate) fn trust(&self, digest: &BlobDigest, stamp: Stamp, now: Time) {
+        self.remove_unreadable(digest);
         if stamp.bytes <= SMALL_BYTES {
             return;
         }
@@ -86,6 +89,30 @@ impl Verdicts {
     pub(crate) fn is_trusted(&self, digest: &BlobDigest, stamp: &Stamp, now: Time) -> bool {
         let sound = lock(&self.sound);
         sound.get(digest).is_some_and(|(known, at)| known == stamp && now.nanos_since(*at) < TRUST_NANOS)
+    }
+
+    /// Remembers a blob that the disk did not give, and trusts its copy no more.
+    pub(crate) fn add_unreadable(&self, digest: &BlobDigest) {
+        lock(&self.sound).remove(digest);
+        let mut unreadable = lock(&self.unreadable);
+        if unreadable.len() < UNREADABLE_MAX {
+            unreadable.insert(digest.clone());
+        }
+    }
+
+    /// Forgets that a blob could not be read: it was read whole, was put again, or is gone.
+    pub(crate) fn remove_unreadable(&self, digest: &BlobDigest) {
+        lock(&self.unreadable).remove(digest);
+    }
+
+    /// Returns whether the disk did not give a blob when it was last read.
+    pub(crate) fn is_unreadable(&self, digest: &BlobDigest) -> bool {
+        lock(&self.unreadable).contains(digest)
+    }
+
+    /// Returns the digests of the blobs that the disk did not give.
+    pub(crate) fn unreadable(&self) -> Vec<String> {
+        lock(&self.unreadable).iter().map(ToString::to_string).collect()
     }
 }
 
@@ -140,7 +167,7 @@ pub(crate) fn open(app: &App, digest: &BlobDigest) -> Result<Option<Box<dyn Blob
             Ok(None)
         }
         Err(error) => {
-            unread(app, digest, error);
+            app.unread(digest, None, error);
             Err(Verdict::Unreadable)
         }
     }
@@ -163,23 +190,10 @@ pub(crate) fn check(
             app.condemn(digest, &stamp, found.as_str());
             Verdict::Damaged
         }
-        Err(error) if is_of_disk(&error) => {
-            app.condemn(digest, &stamp, "an error of the disk");
-            Verdict::Damaged
-        }
         Err(error) => {
-            unread(app, digest, error);
+            app.unread(digest, Some(&stamp), error);
             Verdict::Unreadable
         }
-    }
-}
-
-/// Says that a copy could not be read, which tells nothing of its bytes; nothing where the reader was told to end.
-fn unread(app: &App, digest: &BlobDigest, error: io::Error) {
-    if is_of_disk(&error) {
-        app.condemn_missing(digest);
-    } else if error.kind() != io::ErrorKind::Interrupted {
-        app.trouble("read", digest.as_str(), &Trouble::io("cannot read a blob")(error));
     }
 }
 

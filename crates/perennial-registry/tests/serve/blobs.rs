@@ -110,3 +110,61 @@ fn sha512_names_blobs_as_well() {
     let unknown = site.ask("POST", "/v2/a/blobs/uploads/?digest-algorithm=md5", &[], b"");
     refused(&unknown, 400, "DIGEST_INVALID");
 }
+
+#[test]
+fn a_client_that_has_a_blob_is_told_so_and_one_that_has_a_part_of_another_gets_the_whole() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(100_000);
+    let digest = site.push("a", &content);
+    let path = format!("/v2/a/blobs/{digest}");
+    let (own, other) = (format!("\"{digest}\""), format!("\"{}\"", sha256(b"other")));
+    for method in ["GET", "HEAD"] {
+        for tags in [&[own.as_str()][..], &["*"], &[&other, &own]] {
+            let headers: Vec<(&str, &str)> = tags.iter().map(|tag| ("If-None-Match", *tag)).collect();
+            let known = site.ask(method, &path, &headers, b"");
+            assert_eq!((known.status, known.body.len()), (304, 0), "{method} {tags:?}");
+            assert_eq!(known.header("etag"), Some(own.as_str()));
+        }
+        assert_eq!(site.ask(method, &path, &[("If-None-Match", &other)], b"").status, 200);
+    }
+    let missing = format!("/v2/a/blobs/{}", sha256(b"other"));
+    assert_eq!(site.ask("GET", &missing, &[("If-None-Match", "*")], b"").status, 404);
+    let part = |tag: &str| site.ask("GET", &path, &[("Range", "bytes=7-"), ("If-Range", tag)], b"");
+    let known = part(&own);
+    assert!(known.status == 206 && known.body == content[7..]);
+    for tag in [other.as_str(), &format!("W/{own}"), "Sun, 29 Nov 2026 00:00:00 GMT"] {
+        let whole = part(tag);
+        assert!(whole.status == 200 && whole.body == content, "{tag}: {}", whole.status);
+    }
+}
+
+#[test]
+fn head_says_what_get_says() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let manifest = site.push_image("a", "v1", &[&noise(100_000)]);
+    let upload = site.begin("a");
+    let digest = sha256(&noise(100_000));
+    for path in [
+        format!("/v2/a/blobs/{digest}"),
+        "/v2/a/manifests/v1".to_owned(),
+        format!("/v2/a/manifests/{}", sha256(&manifest)),
+        "/v2/a/tags/list".to_owned(),
+        format!("/v2/a/referrers/{}", sha256(&manifest)),
+        "/v2/a/manifests/none".to_owned(),
+        format!("/v2/a/blobs/{}", sha256(b"none")),
+        "/v2/a/blobs/sha256:x".to_owned(),
+        "/v2/none/tags/list".to_owned(),
+        "/v2/".to_owned(),
+        upload,
+    ] {
+        let [get, head] = ["GET", "HEAD"].map(|method| site.ask(method, &path, &[], b""));
+        let headers = |mut headers: Vec<(String, String)>| {
+            headers.retain(|(name, _)| name != "date");
+            headers
+        };
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
+        assert_eq!(headers(head.headers), headers(get.headers), "{path}");
+    }
+}

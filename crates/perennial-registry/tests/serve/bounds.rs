@@ -319,3 +319,30 @@ fn a_repository_that_holds_more_than_a_lowered_quota_can_still_be_tagged_but_tak
     refused(&post(b"more"), 403, "DENIED");
     assert_eq!(site.get("/v2/a/manifests/v2").body, manifest);
 }
+
+#[test]
+fn a_method_that_a_path_does_not_take_is_answered_with_those_it_takes() {
+    let storage = tempfile::tempdir().unwrap();
+    let digest = sha256(b"x");
+    let upload = Site::new(storage.path()).begin("a");
+    for (is_read_only, path, methods) in [
+        (false, "/v2/a/tags/list".to_owned(), "GET, HEAD"),
+        (false, "/v2/a/blobs/uploads/".to_owned(), "POST"),
+        (false, format!("/v2/a/blobs/{digest}"), "DELETE, GET, HEAD"),
+        (false, format!("/v2/a/manifests/{digest}"), "DELETE, GET, HEAD, PUT"),
+        (false, upload.clone(), "DELETE, GET, HEAD, PATCH, PUT"),
+        (true, format!("/v2/a/blobs/{digest}"), "GET, HEAD"),
+        (true, "/v2/a/blobs/uploads/".to_owned(), ""),
+        (true, upload, "GET, HEAD"),
+    ] {
+        let site = Site::start(Options { is_read_only, ..options(storage.path()) });
+        let methods = methods.split(", ").filter(|method| !method.is_empty()).collect::<Vec<_>>();
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"] {
+            let answer = site.ask(method, &path, &[], b"");
+            assert_eq!(answer.status == 405, !methods.contains(&method), "{method} {path}: {}", answer.status);
+            if answer.status == 405 {
+                assert_eq!(answer.header("allow"), Some(methods.join(", ").as_str()), "{method} {path}");
+            }
+        }
+    }
+}

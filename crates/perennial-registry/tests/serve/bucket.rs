@@ -22,8 +22,19 @@ pub enum Mood {
     BreaksOff,
 }
 
+/// What it makes of a demand that there be nothing yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Conditions {
+    #[default]
+    Kept,
+    Ignored,
+    /// The request is answered with this status.
+    Refused(u16),
+}
+
 #[derive(Default)]
 struct Things {
+    conditions: Conditions,
     objects: BTreeMap<String, Vec<u8>>,
     /// Key and parts of what is being sent in parts.
     uploads: BTreeMap<String, (String, BTreeMap<u32, Vec<u8>>)>,
@@ -88,6 +99,23 @@ impl Bucket {
     /// Lets other bytes take a blob's place right after the next look at it.
     pub fn swap_after_look(&self, digest: &str, content: &[u8]) {
         self.state.things.lock().unwrap().swaps = Some((digest[7..].to_owned(), content.to_vec()));
+    }
+
+    pub fn keep_conditions(&self, conditions: Conditions) {
+        self.state.things.lock().unwrap().conditions = conditions;
+    }
+
+    pub fn object(&self, key: &str) -> Vec<u8> {
+        self.state.things.lock().unwrap().objects[key].clone()
+    }
+
+    pub fn put(&self, key: &str, content: &[u8]) {
+        self.state.things.lock().unwrap().objects.insert(key.to_owned(), content.to_vec());
+    }
+
+    /// Puts an object right after the next look at it.
+    pub fn put_after_look(&self, key: &str, content: &[u8]) {
+        self.state.things.lock().unwrap().swaps = Some((key.to_owned(), content.to_vec()));
     }
 
     /// Takes an object away.
@@ -242,6 +270,13 @@ fn put(things: &mut Things, request: &Request) -> Answer {
             content.clone()
         }
     };
+    if request.headers.contains_key("if-none-match") {
+        match things.conditions {
+            Conditions::Kept if things.objects.contains_key(&request.key) => return empty(412),
+            Conditions::Refused(status) => return empty(status),
+            Conditions::Kept | Conditions::Ignored => {}
+        }
+    }
     let headers = tag(&content);
     things.objects.insert(request.key.clone(), content);
     (200, headers, Vec::new())

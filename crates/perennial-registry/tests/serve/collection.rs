@@ -1,8 +1,9 @@
-//! Collection that never rests, against pushes that send nothing twice: what a manifest needs is there as long as it is.
+//! Collection and a scrub that never rest, against pushes that send nothing twice: what a manifest needs is there as long as
+//! it is.
 
 use super::site::{IMAGE, Site, noise, options, sha256};
 use perennial_core::registry::collect::Grace;
-use perennial_registry::serve::Options;
+use perennial_registry::serve::{Options, Scrub};
 use std::time::Duration;
 
 const WORKERS: usize = 4;
@@ -117,12 +118,13 @@ impl Worker<'_> {
 }
 
 #[test]
-fn no_blob_of_a_manifest_goes_however_pushes_deletions_and_collections_meet() {
+fn no_blob_of_a_manifest_goes_however_pushes_deletions_collections_and_the_scrub_meet() {
     let storage = tempfile::tempdir().unwrap();
     let collecting = Options {
         grace: Grace { nanos: 40_000_000 },
         collect_every: Some(Duration::from_millis(3)),
         collects_untagged: true,
+        scrub: Some(Scrub { bytes_per_s: 200_000_000, every: Duration::from_millis(2) }),
         ..options(storage.path())
     };
     let site = Site::start(collecting);
@@ -146,10 +148,17 @@ fn no_blob_of_a_manifest_goes_however_pushes_deletions_and_collections_meet() {
         assert!(worker.pushed > 0, "nothing was pushed");
         (0..worker.kept.len()).for_each(|tag| worker.check(tag));
     }
-    let freed = site.get("/metrics").text();
-    let freed = freed.lines().find_map(|line| line.strip_prefix("perennial_registry_blobs_freed_total ")).unwrap();
-    assert!(freed.parse::<u32>().unwrap() > 0, "nothing was collected");
+    let metrics = site.get("/metrics").text();
+    let counted = |name: &str| {
+        let value = |line: &str| line.strip_prefix(&format!("perennial_registry_{name} ")).map(str::to_owned);
+        metrics.lines().find_map(value).unwrap().parse::<u64>().unwrap()
+    };
+    let (freed, scrubbed) = (counted("blobs_freed_total"), counted("scrubbed_bytes_total"));
+    assert!(freed > 0, "nothing was collected");
+    // More than all layers, some ten times.
+    assert!(scrubbed > 10_000_000, "the scrub has read {scrubbed} bytes only");
+    assert_eq!(counted("blobs_found_damaged_total"), 0, "nothing was damaged");
     let pushed: usize = workers.iter().map(|worker| worker.pushed).sum();
-    println!("{pushed} pushes, {freed} blobs freed");
+    println!("{pushed} pushes, {freed} blobs freed, {scrubbed} bytes scrubbed");
     assert_eq!(site.get("/healthz").json()["status"], serde_json::json!("ok"));
 }

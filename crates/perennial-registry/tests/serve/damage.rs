@@ -246,3 +246,19 @@ fn blobs_that_an_index_names_as_manifests_are_needed_until_it_goes() {
     assert_eq!(site.ask("DELETE", &format!("/v2/a/manifests/{index}"), &[], b"").status, 202);
     wait_until("the layer's end", || site.get(&format!("/v2/a/blobs/{layer}")).status == 404);
 }
+
+#[test]
+fn a_blob_that_is_cut_short_while_it_is_sent_ends_early_and_is_known_to_be_damaged() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let content = noise(30_000_000);
+    let digest = site.push("a", &content);
+    // Its copy is trusted, so that nothing but this stream reads it.
+    let stream = site.open("GET", &format!("/v2/a/blobs/{digest}"), &[("Connection", "close")]).unwrap();
+    wait_until("the stream", || site.get("/metrics").text().contains("perennial_registry_streams 1\n"));
+    std::fs::OpenOptions::new().write(true).open(file(&site, &digest)).unwrap().set_len(29_999_000).unwrap();
+    let got = super::site::Answer::read(stream, "GET").unwrap();
+    assert!(!got.is_whole && got.body.len() < content.len());
+    wait_until("the condition", || site.get("/healthz").json()["damaged"] == json!([digest]));
+    assert_eq!(site.files("quarantine").len(), 1);
+}

@@ -253,3 +253,24 @@ fn a_manifest_that_an_index_names_can_be_deleted_and_the_index_stays() {
     refused(&site.get(&path), 404, "MANIFEST_UNKNOWN");
     assert_eq!(site.get("/v2/a/manifests/all").body, index);
 }
+
+#[test]
+fn a_compare_and_swap_that_cannot_be_read_or_has_several_lines_holds_all_the_same() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let one = site.push_image("a", "v1", &[b"1"]);
+    let two = image(&site.push("a", b"{}"), [site.push("a", b"2")].into_iter());
+    let (of_one, of_two) = (format!("\"{}\"", sha256(&one)), format!("\"{}\"", sha256(&two)));
+    let put = |conditions: &[(&str, &str)]| {
+        site.ask("PUT", "/v2/a/manifests/v1", &[conditions, &[("Content-Type", IMAGE)]].concat(), &two)
+    };
+    for conditions in [
+        &[("If-Match", "\u{e9}")][..],
+        &[("If-None-Match", of_two.as_str()), ("If-None-Match", "*")],
+        &[("If-None-Match", "\u{e9}"), ("If-None-Match", of_one.as_str())],
+    ] {
+        refused(&put(conditions), 412, "DENIED");
+    }
+    assert_eq!(site.get("/v2/a/manifests/v1").body, one);
+    assert_eq!(put(&[("If-Match", of_two.as_str()), ("If-Match", of_one.as_str())]).status, 201);
+}

@@ -1,12 +1,14 @@
 //! A record that was lost, is older than the blobs, or is another registry's frees no blob.
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Conditions};
 use super::site::{Site, noise, now, options, wait_until};
 use perennial_core::registry::collect::Grace;
 use perennial_core::time::Time;
+use perennial_registry::serve::log::Log;
 use perennial_registry::serve::{Options, serve};
 use serde_json::json;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 /// Returns why a registry does not begin.
@@ -128,4 +130,57 @@ fn a_bucket_that_is_anothers_is_not_taken() {
     let site = Site::start(with(first.path()));
     assert_eq!(bucket.objects(), objects, "it lays claim to it again");
     assert_eq!(site.get("/v2/a/manifests/v1").status, 200);
+}
+
+const CLAIM: &str = "a/b/registry.json";
+
+/// Returns a claim of another registry.
+fn others_claim() -> Vec<u8> {
+    let (bucket, storage) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let s3 = Some(bucket.place(Duration::from_secs(10)));
+    drop(Site::start(Options { s3, ..options(storage.path()) }));
+    bucket.object(CLAIM)
+}
+
+#[test]
+fn a_registry_that_is_not_the_first_to_claim_a_bucket_is_refused_by_its_condition() {
+    let (bucket, storage, other) = (Bucket::new(), tempfile::tempdir().unwrap(), others_claim());
+    // Another one is quicker, after this one has found nothing.
+    bucket.put_after_look(CLAIM, &other);
+    let s3 = Some(bucket.place(Duration::from_secs(10)));
+    let refused = refusal(Options { s3, ..options(storage.path()) });
+    assert!(refused.contains("belong to another registry"), "{refused}");
+    assert_eq!(bucket.object(CLAIM), other, "its claim stands");
+}
+
+#[test]
+fn where_the_store_knows_no_conditions_that_is_told_and_each_collection_looks_whose_it_is() {
+    for (conditions, is_told) in [
+        (Conditions::Kept, false),
+        (Conditions::Ignored, true),
+        (Conditions::Refused(400), true),
+        (Conditions::Refused(501), true),
+    ] {
+        let (bucket, storage, other) = (Bucket::new(), tempfile::tempdir().unwrap(), others_claim());
+        bucket.keep_conditions(conditions);
+        let (sender, lines) = mpsc::channel();
+        let log = Log::new(move |line| sender.send(line.event.to_owned()).unwrap_or_default());
+        let s3 = Some(bucket.place(Duration::from_secs(1)));
+        let site = Site::start(Options { s3, log, ..collecting(options(storage.path())) });
+        let told = lines.try_iter().any(|event| event == "claim_unguarded");
+        assert_eq!(told, is_told, "{conditions:?}");
+        // The other one has found nothing either, and puts its claim now.
+        let own = bucket.object(CLAIM);
+        bucket.put(CLAIM, &other);
+        wait_until("the refusal to collect", || site.get("/healthz").json()["store_is_anothers"] == json!(true));
+        assert_eq!(site.get("/healthz").json()["status"], json!("not collected"));
+        let orphan = site.push("a", b"orphan");
+        let objects = bucket.objects();
+        while lines.try_recv().is_ok() {}
+        wait_until("some more collections", || lines.try_iter().any(|event| event == "not_collected"));
+        assert_eq!(bucket.objects(), objects, "{conditions:?}: nothing is deleted");
+        bucket.put(CLAIM, &own);
+        wait_until("a collection", || site.get(&format!("/v2/a/blobs/{orphan}")).status == 404);
+        assert_eq!(site.get("/healthz").json()["status"], json!("ok"), "{conditions:?}");
+    }
 }

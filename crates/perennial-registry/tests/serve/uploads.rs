@@ -175,3 +175,125 @@ fn a_client_that_sends_everything_before_it_reads_gets_the_refusal() {
     let answers = Answer::read(stream, "PATCH").unwrap();
     assert!(answers.status == 404 && answers.text().contains("HTTP/1.1 200 OK"), "{}", answers.text());
 }
+
+/// Changes the file of an upload behind the registry's back.
+fn behind(site: &Site, path: &str, change: impl Fn(&std::fs::File)) {
+    let file = site.storage.join("uploads").join(path.rsplit('/').next().unwrap());
+    change(&std::fs::OpenOptions::new().write(true).open(file).unwrap());
+}
+
+#[test]
+fn an_upload_never_stands_beyond_what_the_disk_has() {
+    let storage = tempfile::tempdir().unwrap();
+    let content = noise(900_000);
+    let digest = sha256(&content);
+    // As a power cut leaves it, and as nothing should; with the sum in memory, and without.
+    for restarts in [false, true] {
+        let mut site = Site::new(storage.path());
+        let path = site.begin("a");
+        assert_eq!(site.ask("PATCH", &path, &[], &content[..700_000]).status, 202);
+        behind(&site, &path, |file| file.set_len(500_000).unwrap());
+        if restarts {
+            drop(site);
+            site = Site::new(storage.path());
+        }
+        assert_eq!(site.get(&path).header("range"), Some("0-499999"));
+        let beyond = site.ask("PATCH", &path, &[("Content-Range", "700000-899999")], &content[700_000..]);
+        refused(&beyond, 416, "BLOB_UPLOAD_INVALID");
+        assert_eq!(beyond.header("range"), Some("0-499999"), "it says from where to go on");
+        let on = site.ask("PATCH", &path, &[("Content-Range", "500000-899999")], &content[500_000..]);
+        assert_eq!((on.status, on.header("range")), (202, Some("0-899999")));
+        assert_eq!(site.ask("PUT", &format!("{path}?digest={digest}"), &[], b"").status, 201);
+        assert!(site.get(&format!("/v2/a/blobs/{digest}")).body == content);
+        assert_eq!(site.ask("DELETE", &format!("/v2/a/blobs/{digest}"), &[], b"").status, 202);
+    }
+}
+
+#[test]
+fn an_upload_that_lost_bytes_never_becomes_a_blob_unless_they_come_again() {
+    let storage = tempfile::tempdir().unwrap();
+    let (content, other) = (noise(900_000), noise(900_001));
+    // Sent without ranges, so that the client does not notice.
+    let site = Site::new(storage.path());
+    let (whole, cut, gone) = (site.begin("a"), site.begin("a"), site.begin("a"));
+    assert_eq!(site.ask("PATCH", &whole, &[], &content).status, 202);
+    assert_eq!(site.ask("PATCH", &cut, &[], &content[..700_000]).status, 202);
+    assert_eq!(site.ask("PATCH", &gone, &[], &content[..700_000]).status, 202);
+    behind(&site, &whole, |file| file.set_len(899_999).unwrap());
+    behind(&site, &cut, |file| file.set_len(500_000).unwrap());
+    std::fs::remove_file(site.storage.join("uploads").join(gone.rsplit('/').next().unwrap())).unwrap();
+    let digest = sha256(&content);
+    let close = |path: &str, rest: &[u8]| site.ask("PUT", &format!("{path}?digest={digest}"), &[], rest);
+    refused(&close(&whole, b""), 400, "DIGEST_INVALID");
+    refused(&close(&cut, &content[700_000..]), 400, "DIGEST_INVALID");
+    refused(&site.get(&gone), 404, "BLOB_UPLOAD_UNKNOWN");
+    refused(&close(&gone, &content[700_000..]), 404, "BLOB_UPLOAD_UNKNOWN");
+    drop(site);
+    // A file system that knew the length before the bytes has zeros in their place after a power cut.
+    let site = Site::new(storage.path());
+    let path = site.begin("a");
+    assert_eq!(site.ask("PATCH", &path, &[], &other[..700_000]).status, 202);
+    behind(&site, &path, |file| {
+        file.set_len(400_000).unwrap();
+        file.set_len(700_000).unwrap();
+    });
+    drop(site);
+    let site = Site::new(storage.path());
+    let closed = site.ask("PUT", &format!("{path}?digest={}", sha256(&other)), &[], &other[700_000..]);
+    refused(&closed, 400, "DIGEST_INVALID");
+    assert!(site.files("uploads").is_empty(), "{:?}", site.files("uploads"));
+    assert!(site.files("blobs").is_empty());
+}
+
+#[test]
+fn a_place_of_a_chunk_that_cannot_be_read_is_not_taken_for_none() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let path = site.begin("a");
+    for ranges in [&["\u{e9}"][..], &["0-4", "5-9"], &["0-4", "0-4"]] {
+        let headers: Vec<(&str, &str)> = ranges.iter().map(|range| ("Content-Range", *range)).collect();
+        refused(&site.ask("PATCH", &path, &headers, b"right"), 400, "BLOB_UPLOAD_INVALID");
+        let close = format!("{path}?digest={}", sha256(b"right"));
+        refused(&site.ask("PUT", &close, &headers, b"right"), 400, "BLOB_UPLOAD_INVALID");
+    }
+    assert_eq!(site.get(&path).header("range"), Some("0-0"), "nothing was taken");
+}
+
+#[test]
+fn a_client_that_waits_to_be_told_to_send_is_refused_without_its_body() {
+    let storage = tempfile::tempdir().unwrap();
+    let patience = std::time::Duration::from_secs(600);
+    let site = Site::start(perennial_registry::serve::Options { patience, ..super::site::options(storage.path()) });
+    let path = site.begin("a");
+    let headers = [("Content-Length", "5"), ("Content-Range", "5-9"), ("Expect", "100-continue")];
+    // It ends long before the patience does, as what comes next on the connection would be taken for the body.
+    let refusal = Answer::read(site.open("PATCH", &path, &headers).unwrap(), "PATCH").unwrap();
+    refused(&refusal, 416, "BLOB_UPLOAD_INVALID");
+    assert_eq!(refusal.header("connection"), Some("close"));
+    let headers = [("Content-Length", "5"), ("Expect", "100-continue"), ("Connection", "close")];
+    let mut stream = site.open("PATCH", &path, &headers).unwrap();
+    stream.write_all(b"right").unwrap();
+    let told = Answer::read(stream, "PATCH").unwrap();
+    assert!(told.status == 100 && told.text().starts_with("HTTP/1.1 202"), "{} {}", told.status, told.text());
+}
+
+#[test]
+fn a_request_with_two_lengths_hides_no_other_request() {
+    let storage = tempfile::tempdir().unwrap();
+    let site = Site::new(storage.path());
+    let path = site.begin("a");
+    let hidden = format!("DELETE {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let chunked = ("Transfer-Encoding", "chunked");
+    for headers in [
+        &[("Content-Length", "5"), chunked][..],
+        &[chunked, ("Content-Length", "5")],
+        &[("Content-Length", "0"), ("Content-Length", "5")],
+        &[("Transfer-Encoding", "chunked, identity")],
+        &[("Transfer-Encoding", "identity")],
+    ] {
+        let body = [b"0\r\n\r\n", hidden.as_bytes()].concat();
+        let answer = site.send("POST", "/v2/b/blobs/uploads/", headers, &body);
+        assert!(answer.as_ref().is_ok_and(|answer| !answer.text().contains("HTTP/1.1")), "{headers:?}: {answer:?}");
+        assert_eq!(site.get(&path).status, 204, "{headers:?}");
+    }
+}

@@ -136,6 +136,19 @@ impl Incoming {
         Ok(bytes)
     }
 
+    /// Returns whether a pack has come whole.
+    ///
+    /// # Errors
+    /// [`ColdError`] where its file here cannot be read.
+    pub fn is_whole(&self, pack: usize) -> Result<bool, ColdError> {
+        let Some(place) = self.packs.get(pack) else { return Ok(false) };
+        let path = pack_path(&self.directory, &place.id);
+        let mut hasher = blake3::Hasher::new();
+        let file = File::open(&path).map_err(ColdError::io("open", &path))?;
+        hasher.update_reader(file).map_err(ColdError::io("read", &path))?;
+        Ok(ObjectId::new(*hasher.finalize().as_bytes()) == place.id)
+    }
+
     /// Returns the indexes that are still to be fetched.
     ///
     /// # Errors

@@ -5,11 +5,13 @@
 //! undertaking in a directory at a time, and that what is known elsewhere is the same at each attempt: packs rely on it.
 
 use super::content::{self, Stretch};
+use super::index::RecipePlace;
+use super::read::{Reader, Unread};
 use super::write::{NextRead, PackWriter, Written, discard_incoming};
 use super::{ColdError, EXTENSION, index, pack_path};
 use perennial_core::sealed::chunk::Cuts;
 use perennial_core::sealed::object::ObjectId;
-use perennial_core::sealed::pack::{Chunk, Index, PackError, Part, Recipe, Section, TRAILER_BYTES};
+use perennial_core::sealed::pack::{Chunk, Index, PackError, Part, Recipe, RecipeAt, Section, TRAILER_BYTES};
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
@@ -80,6 +82,12 @@ pub enum OutgoingError {
         object: ObjectId,
         /// Its length.
         bytes: u64,
+    },
+    /// A pack that is to be taken over is not what was written.
+    #[error("pack {pack} is damaged")]
+    DamagedPack {
+        /// The pack.
+        pack: ObjectId,
     },
     /// Packs cannot be written.
     #[error(transparent)]
@@ -195,6 +203,39 @@ impl Outgoing {
         if !matches!(parts.as_slice(), [Part::Chunk(_)]) {
             self.writer()?.push_recipe(Recipe { object, parts })?;
             self.known.recipes.insert(object);
+        }
+        Ok(())
+    }
+
+    /// Takes over everything of a pack in some directory, apart from what is elsewhere, so that nothing needs that one any
+    /// more. Its chunks are compared with their names.
+    ///
+    /// # Errors
+    /// [`OutgoingError`].
+    pub fn take_over(&mut self, directory: &Path, pack: ObjectId) -> Result<(), OutgoingError> {
+        let unread = |unread| match unread {
+            Unread::Failed(error) => OutgoingError::Cold(error),
+            Unread::Damaged | Unread::Gone => OutgoingError::DamagedPack { pack },
+        };
+        let (_, index, is_scanned) = index::Places::read(&pack_path(directory, &pack))?;
+        if is_scanned {
+            return Err(OutgoingError::DamagedPack { pack });
+        }
+        let mut reader = Reader::new(directory.to_path_buf());
+        for at in &index.frames {
+            let loaded = reader.frame(pack, *at).map_err(unread)?;
+            for (slot, _) in (0_u32..).zip(&loaded.frame.chunks) {
+                let (chunk, content) = loaded.chunk(slot).ok_or(OutgoingError::DamagedPack { pack })?;
+                self.chunk(chunk.id, content)?;
+            }
+        }
+        for RecipeAt { object, offset, bytes } in index.recipes {
+            let place = RecipePlace { object, pack: 0, offset, bytes };
+            if !self.known.recipes.contains(&object) {
+                let recipe = reader.recipe(pack, &place).map_err(unread)?;
+                self.writer()?.push_recipe(recipe)?;
+                self.known.recipes.insert(object);
+            }
         }
         Ok(())
     }

@@ -71,7 +71,12 @@ pub fn set(context: &Context, args: &SetArgs) -> Result<()> {
         Style::Text => {
             let bytes =
                 policy.keep_bytes.map_or_else(String::new, |bytes| format!(" and at most {}", table::bytes(bytes)));
-            output::line(format!("{name} keeps {} generations{bytes}, from its next exit on", policy.keep));
+            let sent = match (push, &policy.push) {
+                (None, _) => String::new(),
+                (Some(_), Some(remote)) => format!(", and each is sent to {remote}"),
+                (Some(_), None) => ", and none is sent by itself".to_owned(),
+            };
+            output::line(format!("{name} keeps {} generations{bytes}, from its next exit on{sent}", policy.keep));
         }
     }
     Ok(())

@@ -50,22 +50,31 @@ fn traffic_json(traffic: Traffic) -> Value {
 }
 
 fn show_pushed(context: &Context, order: &Order, pushed: &Pushed) {
-    let Pushed { repository, new, head, left_out, is_nothing, is_guarded, traffic } = pushed;
+    let Pushed { repository, new, head, left_out, loss, is_running, is_nothing, is_guarded, traffic } = pushed;
     if context.style == Style::Json {
         output::json(&json!({
             "container": order.name, "repository": repository, "new": new, "head": head, "left_out": left_out,
-            "nothing_to_send": is_nothing, "guarded": is_guarded, "traffic": traffic_json(*traffic),
+            "lost": loss.generations, "running": is_running, "nothing_to_send": is_nothing, "guarded": is_guarded, "traffic": traffic_json(*traffic),
         }));
         return;
     }
     for seq in left_out {
         output::remark(format!("{}@{seq} is damaged and was left out", order.name));
     }
+    for seq in &loss.generations {
+        output::remark(format!("{}@{seq} was only in {repository}, and is there no more", order.name));
+    }
+    if loss.is_unseen {
+        output::remark(format!("what others had sent to {repository} since this machine last looked is there no more"));
+    }
     if *is_nothing {
         output::line(format!("{repository} has everything"));
     } else {
         let sent = table::bytes(traffic.sent_bytes);
         output::line(format!("{repository} has {}: {sent} sent", numbered(order.name.as_str(), new)));
+    }
+    if *is_running {
+        output::remark(format!("{} is running: what this run changes can be sent after its exit", order.name));
     }
 }
 
@@ -87,6 +96,11 @@ pub fn pull(context: &Context, args: &FetchArgs) -> Result<()> {
         Some((remote, name)) => (Some(remote.to_owned()), name),
         None => (None, args.name.as_str()),
     };
+    if let Some((name, _)) = name.split_once('@') {
+        return Err(Failure::new(Code::Usage, "a pull brings a container, not one of its generations").hint(format!(
+            "`perennial pull {name}` brings all that are there, `perennial pull --current {name}` the one to start from"
+        )));
+    }
     let mut order = Order::new(Engine::parse_name(name)?, remote, &args.login)?;
     order.other_name = args.other_name.as_deref().map(Engine::parse_name).transpose()?;
     order.other_name = order.other_name.filter(|other| *other != order.name);
@@ -97,27 +111,32 @@ pub fn pull(context: &Context, args: &FetchArgs) -> Result<()> {
     let bar = TotalBar::new(context.style, "fetching");
     let pulled = context.engine.pull(&order, plan, &bar);
     bar.clear();
-    show_pulled(context, &pulled?);
+    show_pulled(context, plan.extent, &pulled?);
     Ok(())
 }
 
-fn show_pulled(context: &Context, pulled: &Pulled) {
-    let Pulled { repository, name, new, current, is_moved, left_out, traffic } = pulled;
+fn show_pulled(context: &Context, extent: Extent, pulled: &Pulled) {
+    let Pulled { repository, name, new, left_there, current, is_moved, left_out, traffic } = pulled;
     if context.style == Style::Json {
         output::json(&json!({
-            "container": name, "repository": repository, "new": new, "current": current,
+            "container": name, "repository": repository, "new": new, "left_there": left_there, "current": current,
             "settings_left_out": left_out, "traffic": traffic_json(*traffic),
         }));
         return;
     }
     if new.is_empty() && !is_moved {
-        output::line(format!("{name} has everything that {repository} has"));
+        output::line(format!("{name} has everything new that {repository} has"));
     } else if new.is_empty() {
         let seq = current.map(|seq| seq.to_string()).unwrap_or_default();
         output::line(format!("{name} starts from {name}@{seq} now, as {repository} says"));
     } else {
         let received = table::bytes(traffic.received_bytes);
         output::line(format!("{} came from {repository}: {received} received", numbered(name.as_str(), new)));
+    }
+    if extent == Extent::All && !left_there.is_empty() {
+        let listed: Vec<String> = left_there.iter().map(|seq| format!("{name}@{seq}")).collect();
+        output::remark(format!("not kept here, and still there: {}", listed.join(", ")));
+        output::remark("`perennial pull NAME NEW-NAME` fetches everything that is there beside it");
     }
     if !left_out.is_empty() {
         output::remark(format!("not taken, since it reaches into this host: {}", left_out.join(", ")));

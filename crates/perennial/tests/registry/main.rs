@@ -34,18 +34,22 @@ impl Registry {
 
     fn start_by(mut program: Command, storage: &Path, options: &[&str]) -> Result<Self> {
         let log = fs::File::create(storage.with_extension("log"))?;
-        let mut child = program
+        let child = program
             .args(["--json", "registry", "--listen", "127.0.0.1:0", "--storage"])
             .arg(storage)
             .args(options)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()?;
+        // One that does not begin is waited for, so that it has left its directory before another one is started.
+        let mut registry = Self { child, address: String::new() };
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
-        let said: Value = serde_json::from_str(&line).with_context(|| format!("the registry said {line:?}"))?;
-        let address = said["address"].as_str().context("an address")?.to_owned();
-        Ok(Self { child, address })
+        BufReader::new(registry.child.stdout.take().context("piped")?).read_line(&mut line)?;
+        let log = || fs::read_to_string(storage.with_extension("log")).unwrap_or_default();
+        let said: Value =
+            serde_json::from_str(&line).with_context(|| format!("the registry said {line:?} {}", log()))?;
+        said["address"].as_str().context("an address")?.clone_into(&mut registry.address);
+        Ok(registry)
     }
 
     /// Asks it to end, and demands that it ends well.

@@ -96,8 +96,27 @@ fn a_container_of_the_same_name_that_has_nothing_in_common_is_left_alone() -> Re
     let other = linked(&registry.address())?;
     other.sh_ok("web", "echo other > /a")?;
     other.refused_with(&["push", "web"], 4, &["nothing in common"])?;
-    other.refused_with(&["pull", "web"], 4, &["nothing in common"])?;
+    let repository = format!("{}/team/web", registry.address());
+    let one_root = one.root().display().to_string();
+    let said = ["container web here", &repository, &one_root, "nothing in common", "pull web NEW-NAME", "--as"];
+    other.refused_with(&["pull", "web"], 4, &said)?;
     ensure!(other.sh_ok("web", "cat /a")? == "other\n");
+    // One that never ran has nothing to lose but its settings, and is another one all the same.
+    let third = linked(&registry.address())?;
+    third.ok(&["create", "web", "--image", "box"])?;
+    let before: Value = third.inspect("web")?;
+    third.refused_with(&["pull", "web"], 4, &["container web here", &repository, "never ran", "pull web NEW-NAME"])?;
+    third.refused_with(&["push", "web"], 4, &[&repository, "nothing in common", "--as"])?;
+    ensure!(third.inspect("web")? == before);
+    // Where it was sent there before, it is the same one.
+    third.ok(&["create", "db", "--image", "box"])?;
+    third.ok(&["push", "db"])?;
+    let fourth = empty_linked(&registry.address())?;
+    fourth.ok(&["pull", "db"])?;
+    fourth.sh_ok("db", "echo 1 > /n")?;
+    fourth.ok(&["push", "db"])?;
+    third.ok(&["pull", "db"])?;
+    ensure!(third.sh_ok("db", "cat /n")? == "1\n");
     let pulled: Value = empty_linked(&registry.address())?.json(&["pull", "web"])?;
     ensure!(pulled["new"] == json!([1]), "{pulled}");
     Ok(())

@@ -6,6 +6,7 @@ use crate::conflicts::{histories_joined, one_container_by_two};
 use crate::moving::{empty_linked, linked, little_more_than_the_change};
 use crate::registry::{Proxy, Registry, at_most};
 use crate::stage::{IDLE, Stage, text};
+use crate::whole::record_lost;
 use anyhow::{Context as _, Result, bail, ensure};
 use perennial_core::sealed::object::ObjectId;
 use perennial_testkit::host::wait_until;
@@ -18,14 +19,14 @@ use std::process::Command;
 use std::time::Duration;
 
 /// A stage with an encrypted remote and a key of its own.
-fn locked(address: &str) -> Result<Stage> {
+pub(crate) fn locked(address: &str) -> Result<Stage> {
     let stage = Stage::new()?;
     stage.ok(&["remote", "add", "hub", &format!("{address}/team"), "--encrypt"])?;
     Ok(stage)
 }
 
 /// The file of the key a stage has made.
-fn key(stage: &Stage) -> PathBuf {
+pub(crate) fn key(stage: &Stage) -> PathBuf {
     stage.root().join("keys/hub.txt")
 }
 
@@ -37,11 +38,18 @@ fn recipient(stage: &Stage) -> Result<String> {
 }
 
 /// A stage with an encrypted remote, the key of another, and no image.
-fn with_key(address: &str, key: &Path) -> Result<Stage> {
+pub(crate) fn with_key(address: &str, key: &Path) -> Result<Stage> {
     let stage = Stage::empty()?;
     let identity = key.display().to_string();
     stage.ok(&["remote", "add", "hub", &format!("{address}/team"), "--encrypt", "--identity", &identity])?;
     Ok(stage)
+}
+
+#[test]
+fn an_encrypted_record_that_the_registry_has_lost_is_written_anew_by_a_whole_push() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = locked(&registry.address())?;
+    record_lost(&registry, &here, &|| with_key(&registry.address(), &key(&here)))
 }
 
 /// What nobody but the owner is to find: contents, settings, names of contents and of the image.
@@ -361,7 +369,7 @@ fn what_is_sent_by_itself_is_encrypted_and_a_missing_key_shows() -> Result<()> {
     fs::set_permissions(key(&here), fs::Permissions::from_mode(0o644))?;
     ensure!(here.json::<Value>(&["doctor"])?["findings"].to_string().contains("mode 644"));
     fs::remove_file(key(&here))?;
-    ensure!(here.json::<Value>(&["doctor"])?["findings"].to_string().contains("remote hub is encrypted"));
+    ensure!(here.json::<Value>(&["doctor"])?["findings"].to_string().contains("the key of remote hub cannot be used"));
     let before = registry.bytes()?;
     here.sh_ok("web", "echo two > /a")?;
     wait_until("a try has failed", SENT, || Ok(here.inspect("web")?["not_sent"]["failures"].as_u64() > Some(0)))?;

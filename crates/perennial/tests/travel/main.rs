@@ -8,7 +8,7 @@
 //! - [`encrypted`]: what the registry cannot read.
 //! - [`guide`]: the guide's page, on two machines.
 //! - [`marks`]: rollbacks, pins and marks; [`meanwhile`]: what happens here while a pull is on its way.
-//! - [`moving`]: what arrives is what was sent, and only what is lacking goes.
+//! - [`moving`]: what arrives is what was sent, and only what is lacking goes. [`packs`]: how many packs that makes.
 //! - [`whole`]: what a push says is there can be fetched.
 
 mod broken;
@@ -18,6 +18,7 @@ mod guide;
 mod marks;
 mod meanwhile;
 mod moving;
+mod packs;
 mod registry;
 #[path = "../stage/mod.rs"]
 mod stage;

@@ -157,7 +157,8 @@ fn what_was_evicted_here_does_not_come_back_by_a_pull() -> Result<()> {
     let registry = Registry::start()?;
     let (one, other) = shared(&registry)?;
     other.ok(&["evict", "web@2"])?;
-    other.ok(&["pull", "web"])?;
+    let pulled = other.ok(&["pull", "web"])?;
+    ensure!(pulled.err().contains("still there: web@2\n") && pulled.err().contains("NEW-NAME"), "{}", pulled.err());
     ensure_shown(&other, "1 *3")?;
     other.ok(&["rollback", "web", "--to", "1"])?;
     other.ok(&["evict", "web@3"])?;

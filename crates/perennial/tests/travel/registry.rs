@@ -137,6 +137,21 @@ impl Registry {
         self.dir.path().join("data/docker/registry/v2/repositories").join(name)
     }
 
+    /// Returns the file of a blob, as Debian's has it.
+    pub(crate) fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        let start = hex.get(..2).unwrap_or_default();
+        self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(start).join(hex).join("data")
+    }
+
+    /// Returns the file of the parcel that a tag of a repository leads to, as Debian's has it.
+    pub(crate) fn parcel(&self, repository: &str, tag: &str) -> Result<PathBuf> {
+        let link = self.repository_dir(repository).join("_manifests/tags").join(tag).join("current/link");
+        let manifest: serde_json::Value = serde_json::from_slice(&fs::read(self.blob(&fs::read_to_string(link)?))?)?;
+        let digest = manifest.pointer("/config/digest").and_then(serde_json::Value::as_str).unwrap_or_default();
+        Ok(self.blob(digest))
+    }
+
     /// Returns the files of all blobs it has.
     pub(crate) fn blobs(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();

@@ -4,6 +4,8 @@ use crate::moving::{empty_linked, linked};
 use crate::registry::{Proxy, Registry, at_most};
 use crate::stage::Stage;
 use anyhow::{Context as _, Result, ensure};
+use perennial_store::records::sqlite::SqliteRecords;
+use perennial_store::records::{RecordStore as _, Transaction, keys};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +13,12 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 
 /// Bytes of which a change is a small part.
-const BIG: &str = "dd if=/dev/urandom of=/big bs=1M count=8";
+pub(crate) const BIG: &str = "dd if=/dev/urandom of=/big bs=1M count=8";
 /// The change.
-const CHANGE: &str = "dd if=/dev/urandom of=/big bs=64k count=4 seek=40 conv=notrunc";
+pub(crate) const CHANGE: &str = "dd if=/dev/urandom of=/big bs=64k count=4 seek=40 conv=notrunc";
 
 /// Pulls a container on a machine that has nothing, and compares the sum of a file.
-fn comes_whole(address: &str, name: &str, sum: &str) -> Result<()> {
+pub(crate) fn comes_whole(address: &str, name: &str, sum: &str) -> Result<()> {
     let there = empty_linked(address)?;
     there.ok(&["pull", name])?;
     there.ok(&["verify", "--full"])?;
@@ -26,7 +28,7 @@ fn comes_whole(address: &str, name: &str, sum: &str) -> Result<()> {
 }
 
 /// Runs a script and returns the sum of the file.
-fn changed(here: &Stage, name: &str, script: &str) -> Result<String> {
+pub(crate) fn changed(here: &Stage, name: &str, script: &str) -> Result<String> {
     Ok(here.ok(&["run", name, "--", "sh", "-c", &format!("{script}; sha256sum /big")])?.out())
 }
 
@@ -163,6 +165,102 @@ fn what_only_the_registry_had_and_has_lost_is_given_up_only_when_asked() -> Resu
 }
 
 #[test]
+fn a_record_that_the_registry_has_lost_is_written_anew_by_a_whole_push() -> Result<()> {
+    let registry = Registry::start()?;
+    record_lost(&registry, &linked(&registry.address())?, &|| empty_linked(&registry.address()))
+}
+
+pub(crate) fn record_lost(registry: &Registry, here: &Stage, empty: &dyn Fn() -> Result<Stage>) -> Result<()> {
+    here.ok(&["create", "web", "--image", "box"])?;
+    let sum = changed(here, "web", BIG)?;
+    here.ok(&["push", "web"])?;
+    for is_damaged in [false, true] {
+        let parcel = registry.parcel("team/web", "generations")?;
+        if is_damaged {
+            let mut bytes = fs::read(&parcel)?;
+            bytes.get_mut(100).map(|byte| *byte ^= 1).context("it is longer than that")?;
+            crate::stage::write(&parcel, &bytes)?;
+        } else {
+            fs::remove_file(&parcel)?;
+        }
+        empty()?.refused_with(&["pull", "web"], 6, &["record is lost", "push --whole"])?;
+        let said = ["record is lost", "push --whole web", "everything that was there is here"];
+        here.refused_with(&["push", "web"], 6, &said)?;
+        let pushed: Value = here.json(&["push", "web", "--whole"])?;
+        ensure!(pushed.get("lost") == Some(&json!([])) && pushed.get("new") == Some(&json!([1])), "{pushed}");
+        let there = empty()?;
+        there.ok(&["pull", "web"])?;
+        there.ok(&["verify", "--full"])?;
+        ensure!(there.ok(&["run", "web", "--", "sha256sum", "/big"])?.out() == sum);
+        let again: Value = here.json(&["push", "web"])?;
+        ensure!(again.get("nothing_to_send") == Some(&json!(true)), "{again}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_lost_with_a_record_is_named() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.sh_ok("web", "echo 1 > /n")?;
+    here.sh_ok("web", "echo 2 > /n")?;
+    here.ok(&["push", "web"])?;
+    let other = empty_linked(&registry.address())?;
+    other.ok(&["pull", "web", "--current"])?;
+    fs::remove_file(registry.parcel("team/web", "generations")?)?;
+    other.refused_with(&["push", "web"], 6, &["web@1 was not brought here", "push --whole web"])?;
+    here.sh_ok("web", "echo 3 > /n")?;
+    let pushed: Value = here.json(&["push", "web", "--whole"])?;
+    ensure!(pushed["lost"] == json!([]), "{pushed}");
+    // The other one has not seen what was sent since.
+    fs::remove_file(registry.parcel("team/web", "generations")?)?;
+    other.refused_with(&["push", "web"], 6, &["web@1 was not brought here, and what others have sent since"])?;
+    let told = other.ok(&["push", "web", "--whole"])?.err();
+    ensure!(told.contains("web@1 was only in") && told.contains("what others had sent"), "{told}");
+    // Nobody who has it loses anything.
+    here.ok(&["push", "web"])?;
+    other.ok(&["pull", "web"])?;
+    ensure!(other.seqs("web")? == [1, 2, 3], "{:?}", other.seqs("web")?);
+    ensure!(other.sh_ok("web", "cat /n")? == "3\n");
+    Ok(())
+}
+
+#[test]
+fn an_image_whose_record_the_registry_has_lost_is_sent_again_by_the_next_push() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.ok(&["create", "web", "--image", "box"])?;
+    let sum = changed(&here, "web", BIG)?;
+    here.ok(&["push", "web"])?;
+    let digest = crate::stage::text(&here.inspect("web")?, "/image")?.trim_start_matches("sha256:").to_owned();
+    fs::remove_file(registry.parcel(&format!("team/perennial-images/{digest}"), "image")?)?;
+    empty_linked(&registry.address())?.refused_with(&["pull", "web"], 6, &["record is lost"])?;
+    here.ok(&["push", "web"])?;
+    comes_whole(&registry.address(), "web", &sum)
+}
+
+#[test]
+fn a_pack_that_was_cut_short_in_the_registry_is_sent_again_by_the_next_push() -> Result<()> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.ok(&["create", "web", "--image", "box"])?;
+    let sum = changed(&here, "web", BIG)?;
+    here.ok(&["push", "web"])?;
+    for number in [0, 1] {
+        let path = by_length(&registry)?.remove(number);
+        fs::File::options().write(true).open(&path)?.set_len(path.metadata()?.len() - 1000)?;
+        let pushed: Value = here.json(&["push", "web"])?;
+        ensure!(pushed["nothing_to_send"] == json!(false), "{number}: {pushed}");
+        comes_whole(&registry.address(), "web", &sum)?;
+        // It is not named any more, and stays out of the next round.
+        fs::remove_file(&path)?;
+        let again: Value = here.json(&["push", "web"])?;
+        ensure!(again["nothing_to_send"] == json!(true), "{number}: {again}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_small_push_stays_small_where_the_registry_has_much_that_is_not_here() -> Result<()> {
     let registry = Registry::start()?;
     let here = linked(&registry.address())?;
@@ -194,6 +292,22 @@ fn a_name_with_control_characters_stops_nobody() -> Result<()> {
     let there = empty_linked(&registry.address())?;
     there.ok(&["pull", "web"])?;
     ensure!(there.seqs("web")? == [1, 2, 3]);
+    // An older release wrote it down as it was.
+    let web = crate::stage::text(&here.inspect("web")?, "/id")?.parse()?;
+    {
+        let records = SqliteRecords::open_or_create(&here.root().join("records.db"))?;
+        let record = records.get(&keys::container(&web))?.context("no record")?;
+        let written = String::from_utf8(record.bytes)?.replace("ann?b", "ann\\tb");
+        ensure!(written.contains("ann\\tb"), "{written}");
+        records.commit(&Transaction::new().put(keys::container(&web), written.into_bytes()))?;
+    }
+    here.sh_ok("web", "echo 4 > /n")?;
+    here.ok(&["push", "web"])?;
+    there.ok(&["pull", "web"])?;
+    ensure!(there.seqs("web")? == [1, 2, 3, 4]);
+    here.ok(&["pull", "web"])?;
+    here.ok(&["push", "web", "--as", "copy"])?;
+    empty_linked(&registry.address())?.ok(&["pull", "copy"])?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod directory;
 pub(crate) mod s3;
 
+use perennial_core::registry::claim::Guard;
 use perennial_core::registry::name::BlobDigest;
 use perennial_core::registry::upload::StorageRecord;
 use perennial_core::time::Time;
@@ -20,6 +21,15 @@ pub(crate) struct Stamp {
     pub(crate) bytes: u64,
     /// The file's number and times, or the object's entity tag.
     pub(crate) tag: String,
+}
+
+/// Whose a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    /// The registry's, and whether the store would have refused another one's claim at the same moment.
+    Ours(Guard),
+    /// It cannot be the registry's, and why.
+    Refused(&'static str),
 }
 
 /// A blob that is being read.
@@ -66,10 +76,10 @@ pub(crate) trait BlobStore: Send + Sync + Debug {
     /// Calls `each` for every blob that is there, with when it was put.
     fn list(&self, each: &mut dyn FnMut(BlobDigest, Time)) -> io::Result<()>;
 
-    /// Makes the store that of a registry; tells why where it cannot be. One whose record `is_new` has no blobs yet.
-    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+    /// Makes the store that of a registry, or tells why it cannot be. One whose record `is_new` has no blobs yet.
+    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Claimed> {
         let _ = (registry, is_new);
-        Ok(None)
+        Ok(Claimed::Ours(Guard::Store))
     }
 }
 

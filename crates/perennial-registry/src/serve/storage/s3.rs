@@ -1,7 +1,7 @@
 //! Blobs as objects of a store that speaks S3: `PREFIX/blobs/sha256/ab/abcd…`. An object appears whole by itself; what
 //! is large is sent in parts.
 
-use super::{BlobReader, BlobStore, Stamp};
+use super::{BlobReader, BlobStore, Claimed, Stamp};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -9,11 +9,12 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path as Key;
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, MultipartId, ObjectStore as _, ObjectStoreExt as _, PutPayload,
-    RetryConfig,
+    ClientOptions, Error, GetOptions, GetRange, MultipartId, ObjectStore as _, ObjectStoreExt as _, PutMode,
+    PutPayload, RetryConfig,
 };
 use perennial_core::format::{Format, decode, encode};
 use perennial_core::registry::bounds::{PART_BYTES, part_bytes};
+use perennial_core::registry::claim::{Claim, Guard, Put, claim, guard};
 use perennial_core::registry::name::BlobDigest;
 use perennial_core::registry::upload::{PartsRecord, StorageRecord};
 use perennial_core::time::Time;
@@ -28,6 +29,8 @@ use tokio::runtime::Handle;
 const PARTS_BYTES_AT_ONCE: u64 = 32 * 1024 * 1024;
 /// Longest time to reach the store.
 const CONNECT: Duration = Duration::from_secs(10);
+/// The object that says whose the others are.
+const CLAIM: &str = "registry.json";
 
 /// Where objects are, and with which right.
 #[derive(Clone)]
@@ -108,18 +111,48 @@ impl Bucket {
         Key::from_iter(self.prefix.parts().map(|part| part.as_ref().to_owned()).chain([name.to_owned()]))
     }
 
-    async fn claimed(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
-        let key = self.below("registry.json");
-        if let Some(object) = found(self.store.get(&key).await)? {
-            let owner: StorageRecord = decode(Format::Registry, &object.bytes().await?).map_err(io::Error::other)?;
-            return Ok((owner.id != registry.id).then(|| "its blobs belong to another registry".to_owned()));
-        }
+    async fn claimed(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Claimed> {
+        let owner = self.owner().await?;
         // A registry of before has laid no claim; its record is not empty.
-        if is_new && self.store.list(Some(&self.below("blobs"))).next().await.transpose()?.is_some() {
-            return Ok(Some("there are blobs that the record does not know".to_owned()));
+        let has_strays = owner.is_none()
+            && is_new
+            && self.store.list(Some(&self.below("blobs"))).next().await.transpose()?.is_some();
+        let decided = |owner: Option<StorageRecord>, has_strays| {
+            claim(owner.as_ref().map(|owner| owner.id.as_deref()), registry.id.as_deref(), has_strays)
+        };
+        match decided(owner, has_strays) {
+            Claim::Use => return Ok(Claimed::Ours(Guard::Store)),
+            Claim::Refuse(why) => return Ok(Claimed::Refused(why)),
+            Claim::Lay => {}
         }
-        self.store.put(&key, PutPayload::from(encode(Format::Registry, registry))).await?;
-        Ok(None)
+        let first = self.lay(registry).await?;
+        let again = if first == Put::Made { Some(self.lay(registry).await?) } else { None };
+        if first == Put::Refused && self.owner().await?.is_none() {
+            self.store.put(&self.below(CLAIM), PutPayload::from(encode(Format::Registry, registry))).await?;
+        }
+        Ok(match decided(self.owner().await?, false) {
+            Claim::Use => Claimed::Ours(guard(first, again)),
+            Claim::Refuse(why) => Claimed::Refused(why),
+            Claim::Lay => Claimed::Refused("the claim to it was taken away: begin again"),
+        })
+    }
+
+    /// Returns whose claim is there.
+    async fn owner(&self) -> io::Result<Option<StorageRecord>> {
+        let Some(object) = found(self.store.get(&self.below(CLAIM)).await)? else { return Ok(None) };
+        decode(Format::Registry, &object.bytes().await?).map(Some).map_err(io::Error::other)
+    }
+
+    /// Puts a claim where there shall be none.
+    async fn lay(&self, registry: &StorageRecord) -> io::Result<Put> {
+        let content = PutPayload::from(encode(Format::Registry, registry));
+        match self.store.put_opts(&self.below(CLAIM), content, PutMode::Create.into()).await {
+            Ok(_) => Ok(Put::Made),
+            Err(Error::AlreadyExists { .. }) => Ok(Put::WasThere),
+            Err(error @ (Error::PermissionDenied { .. } | Error::Unauthenticated { .. })) => Err(error.into()),
+            // A store that knows no conditions says so in its own way; one that fails, fails the next request too.
+            Err(_) => Ok(Put::Refused),
+        }
     }
 
     fn note(&self, digest: &BlobDigest) -> PathBuf {
@@ -279,7 +312,7 @@ impl BlobStore for Bucket {
         Ok(())
     }
 
-    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Option<String>> {
+    fn claim(&self, registry: &StorageRecord, is_new: bool) -> io::Result<Claimed> {
         self.runtime.block_on(self.claimed(registry, is_new))
     }
 }
@@ -389,5 +422,15 @@ mod tests {
         let mut count = 0;
         other.list(&mut |_, _| count += 1).unwrap();
         assert_eq!(count, 0, "another prefix is another store");
+        // It ignores the condition that there be no claim yet, which is noticed.
+        let registry = |id: &str| StorageRecord {
+            created_at: Time::from_unix_nanos(0),
+            blobs: String::new(),
+            id: Some(id.to_owned()),
+        };
+        assert_eq!(other.claim(&registry("one"), true).unwrap(), Claimed::Ours(Guard::Nobody));
+        assert_eq!(other.claim(&registry("one"), false).unwrap(), Claimed::Ours(Guard::Store), "it is there");
+        let refused = other.claim(&registry("two"), true).unwrap();
+        assert_eq!(refused, Claimed::Refused("its blobs belong to another registry"));
     }
 }

@@ -23,7 +23,7 @@ use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId};
 use perennial_core::image::Image;
 use perennial_core::layers::{Form, LayerKind, LayerOrigin, LayerRecord};
 use perennial_core::travel::facts::{Conflict, Facts, settle};
-use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate};
+use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate_to_remote};
 use perennial_core::travel::merge::{Newer, Wanted, adopt, pulled};
 use perennial_core::travel::remote::Tracking;
 use perennial_core::travel::settings::Withheld;
@@ -330,18 +330,25 @@ fn settled(goal: &Goal<'_>, present: Option<&Container>, tracking: &Tracking) ->
     let queue = present.and_then(|container| container.queue.as_ref());
     let there = goal.there.container.queue.as_ref();
     let remembered = if goal.is_tracked { tracking.marks.as_slice() } else { &[] };
-    let relation = relate(&own_marks(remembered, queue), &marks(&goal.there.past, there));
+    let has_met = present.is_none() || (goal.is_tracked && tracking.done_at.is_some());
+    let relation = relate_to_remote(&own_marks(remembered, queue), &marks(&goal.there.past, there), has_met);
     let Sender { at, machine, by } = &goal.there.sent;
     let what = match relation {
         Relation::Same | Relation::Ahead | Relation::Behind => None,
         Relation::Diverged { seq } => Some(format!("generation {seq} here is not generation {seq} there")),
+        Relation::Unrelated if queue.is_none() => Some(format!("{name} here never ran, and did not come from there")),
         Relation::Unrelated => Some("the two have nothing in common".to_owned()),
     };
     if let Some(what) = what {
-        let message =
-            format!("container {name} here has another history than the one sent by {by} on {machine} at {at}: {what}");
-        return Err(Failure::new(Code::Conflict, message)
-            .hint(format!("nothing was changed; `perennial pull {name} NEW-NAME` fetches the other one beside it")));
+        let message = format!(
+            "container {name} here is not the one in {}, sent by {by} on {machine} at {at}: {what}",
+            goal.repository
+        );
+        let source = &goal.there.container.name;
+        return Err(Failure::new(Code::Conflict, message).hint(format!(
+            "nothing was changed; `perennial pull {source} NEW-NAME` fetches the other one beside it, and `perennial push \
+             {name} --as NEW-NAME` sends the one here beside that"
+        )));
     }
     let (mut ours, mut theirs) = (queue.cloned().unwrap_or_default(), there.cloned().unwrap_or_default());
     let base = tracking.facts.as_ref().filter(|_| goal.is_tracked);

@@ -7,7 +7,7 @@ use super::load::Load;
 use crate::engine::{Engine, random};
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::Container;
-use perennial_core::generations::Generation;
+use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{LayerId, Seq};
 use perennial_core::layers::LayerRecord;
 use perennial_core::travel::facts::{Facts, settle};
@@ -83,8 +83,10 @@ pub(super) struct Draft {
     pub(super) past: Vec<Mark>,
     pub(super) images: Vec<ImageAt>,
     pub(super) new: Vec<Seq>,
-    /// Whether generations are in it that are only there.
-    pub(super) has_theirs: bool,
+    /// Generations in it that are only there.
+    pub(super) only_there: Vec<Seq>,
+    /// Generations that are only there and are given up.
+    pub(super) given_up: Vec<Seq>,
 }
 
 impl Draft {
@@ -117,7 +119,8 @@ impl Engine {
         // Layers of images are in the parcels of the images.
         let mut layers = load.own();
         let mut all: BTreeMap<Seq, Mark> = ours.iter().map(|mark| (mark.seq, *mark)).collect();
-        let (mut images, mut known, mut has_theirs) = (Vec::new(), BTreeSet::new(), false);
+        let (mut images, mut known) = (Vec::new(), BTreeSet::new());
+        let (mut only_there, mut given_up) = (Vec::new(), Vec::new());
         if let Some(theirs) = theirs {
             let mut queue = theirs.container.queue.unwrap_or_default();
             all.extend(marks(&theirs.past, Some(&queue)).into_iter().map(|mark| (mark.seq, mark)));
@@ -129,17 +132,18 @@ impl Engine {
             }
             let own = container.queue.take().unwrap_or_default();
             if order.is_whole {
+                given_up = lacking(&own, &queue);
                 queue.generations.retain(|generation| own.get(generation.seq).is_some());
             }
             let merged = queues(&own, &queue, Newer::Ours, container.policy.keep);
             let needed = merged.layers();
             let added = adopted.new.into_iter().map(|(layer, _)| layer);
             layers.extend(added.filter(|layer| needed.contains(&layer.id)));
-            has_theirs = merged.generations.iter().any(|generation| own.get(generation.seq).is_none());
+            only_there = lacking(&own, &merged);
             images = theirs.images;
             // What packs have that only they need may be put together with what is in any of these.
             let is_needed = |at: &ImageAt| merged.generations.iter().any(|generation| generation.image == at.image);
-            images.retain(|at| has_theirs || is_needed(at));
+            images.retain(|at| !only_there.is_empty() || is_needed(at));
             container.queue = if merged.generations.is_empty() { None } else { Some(merged) };
         }
         let generations = container.queue.iter().flat_map(|queue| &queue.generations);
@@ -147,6 +151,12 @@ impl Engine {
         let past: Vec<Mark> = all.into_values().filter(|mark| !kept.contains(&mark.seq)).collect();
         let past = past.get(past.len().saturating_sub(PAST_MAX)..).unwrap_or_default().to_vec();
         let new = kept.into_iter().filter(|seq| !known.contains(seq)).collect();
-        Draft { container, layers, past, images, new, has_theirs }
+        Draft { container, layers, past, images, new, only_there, given_up }
     }
+}
+
+/// Returns what one queue lacks of another.
+fn lacking(own: &Queue, other: &Queue) -> Vec<Seq> {
+    let seqs = other.generations.iter().map(|generation| generation.seq);
+    seqs.filter(|seq| own.get(*seq).is_none()).collect()
 }

@@ -164,7 +164,7 @@ pub(super) fn keys_of(remote: &Remote) -> Result<Option<Keys>> {
     let keys = read_keys(Path::new(identity), recipients);
     let keys = keys.map_err(|failure| {
         let hint = format!("{}: `perennial remote set {} --identity FILE`", failure.advice(), remote.name);
-        failure.while_doing(format!("remote {} is encrypted", remote.name)).hint(hint)
+        failure.while_doing(format!("the key of remote {} cannot be used", remote.name)).hint(hint)
     })?;
     Ok(Some(keys))
 }

@@ -15,7 +15,7 @@ use perennial_core::travel::{PackAt, Parcel};
 use perennial_registry::credentials::Credentials;
 use perennial_registry::encryption::{EncryptionError, Keys};
 use perennial_registry::progress::Silent;
-use perennial_registry::repository::{Access, Repository, RepositoryOptions, Tagged};
+use perennial_registry::repository::{Access, Repository, RepositoryError, RepositoryOptions, Tagged};
 use perennial_store::atomic;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -35,6 +35,32 @@ pub(super) const INDEXES: &str = "indexes";
 pub(super) struct Found {
     pub(super) tagged: Tagged,
     pub(super) parcel: Parcel,
+}
+
+/// A manifest whose parcel is lost: it is not there, or no longer what its name says.
+pub(super) struct Lost {
+    pub(super) tagged: Tagged,
+    why: RepositoryError,
+}
+
+impl Lost {
+    /// Says that nothing can be read there.
+    pub(super) fn failure(self, repository: &Repository) -> Failure {
+        Failure::from(self.why)
+            .code(Code::Damaged)
+            .while_doing(format!("what {} has cannot be read, since its record is lost there", repository.name()))
+            .hint(
+                "nothing was changed; `perennial push --whole` on the machine that has the container sends everything \
+                 again",
+            )
+    }
+}
+
+/// What a tag leads to.
+pub(super) enum Look {
+    Nothing,
+    Found(Box<Found>),
+    Lost(Lost),
 }
 
 /// How to open repositories of one remote.
@@ -161,7 +187,16 @@ fn listed(recipients: &[Recipient]) -> String {
 
 /// Fetches the parcel that a tag or a digest leads to.
 pub(super) fn find(link: &Link, repository: &Repository, tag: &str) -> Result<Option<Found>> {
-    let Some(tagged) = repository.manifest(tag)? else { return Ok(None) };
+    match look(link, repository, tag)? {
+        Look::Nothing => Ok(None),
+        Look::Found(found) => Ok(Some(*found)),
+        Look::Lost(lost) => Err(lost.failure(repository)),
+    }
+}
+
+/// The same where a parcel that is lost is no failure.
+pub(super) fn look(link: &Link, repository: &Repository, tag: &str) -> Result<Look> {
+    let Some(tagged) = repository.manifest(tag)? else { return Ok(Look::Nothing) };
     let unusable = |error: &dyn std::fmt::Display| {
         Failure::new(Code::Damaged, format!("what {} has as {tag} cannot be used: {error}", repository.name()))
             .hint("nothing was changed; it may have been written by a newer release, or by somebody else")
@@ -171,7 +206,13 @@ pub(super) fn find(link: &Link, repository: &Repository, tag: &str) -> Result<Op
     if artifact.config.size > PARCEL_BYTES_MAX.saturating_add(CIPHER_BYTES_MAX) {
         return Err(unusable(&"its parcel is too long"));
     }
-    let bytes = repository.document(&artifact.config.digest, artifact.config.size)?;
+    let bytes = match repository.document(&artifact.config.digest, artifact.config.size) {
+        Ok(bytes) => bytes,
+        Err(why @ (RepositoryError::Missing { .. } | RepositoryError::Damaged { .. })) => {
+            return Ok(Look::Lost(Lost { tagged, why }));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let bytes = match &link.keys {
         None => bytes,
         Some(keys) => keys.decrypt(&bytes, PARCEL_BYTES_MAX).map_err(|error| {
@@ -187,7 +228,7 @@ pub(super) fn find(link: &Link, repository: &Repository, tag: &str) -> Result<Op
     if !parcel.packs.iter().all(|pack| named.contains(&&pack.digest)) {
         return Err(unusable(&"its manifest does not name all of its packs"));
     }
-    Ok(Some(Found { tagged, parcel }))
+    Ok(Look::Found(Box::new(Found { tagged, parcel })))
 }
 
 impl Engine {

@@ -21,6 +21,7 @@ pub(super) struct Load {
     pub(super) layers: BTreeMap<LayerId, LayerRecord>,
     pub(super) images: Vec<Image>,
     pub(super) left_out: Vec<Seq>,
+    pub(super) is_running: bool,
     _locks: Vec<Lock>,
 }
 
@@ -56,7 +57,8 @@ impl Engine {
             let is_sealed = layers.len() == ids.len() && layers.values().all(|layer| layer.form == Form::Sealed);
             if is_sealed && again.queue == container.queue && again.image == container.image {
                 let images = self.images_under(&container)?;
-                return Ok(Load { container, layers, images, left_out, _locks: locks });
+                let is_running = self.container(&container.id)?.value.phase.run().is_some();
+                return Ok(Load { container, layers, images, left_out, is_running, _locks: locks });
             }
         }
         Err(Failure::new(Code::Conflict, "what is to be sent changes all the time").hint("try again in a moment"))
@@ -106,6 +108,7 @@ impl Engine {
             for generation in &mut queue.generations {
                 generation.cold = false;
                 generation.note = generation.note.as_deref().map(clean);
+                generation.by = clean(&generation.by);
             }
             (queue.undo, queue.held) = (None, None);
             if queue.current.is_some_and(|current| queue.get(current).is_none()) {

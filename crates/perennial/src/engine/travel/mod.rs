@@ -2,7 +2,7 @@
 //!
 //! - [`remotes`]: places to send to. [`push`]: there; [`pull`]: back.
 //! - [`publish`]: images as any engine can pull them. [`sender`]: what is sent by itself.
-//! - `arrive`: what a pull makes of what is here.
+//! - `arrive`: what a pull makes of what is here; `there`: what a push finds at a remote.
 //! - `link`: an open repository with what is known of its packs; `contents`: contents on their way out.
 //! - [`keys`]: for whom what lies at some remotes is encrypted; `fetch`: out of packs, encrypted or not.
 //!
@@ -23,6 +23,7 @@ pub mod push;
 pub mod remotes;
 mod send;
 pub mod sender;
+mod there;
 
 use crate::cli::args::LoginArgs;
 use crate::engine::Engine;
@@ -34,6 +35,8 @@ use perennial_registry::repository::Traffic;
 use perennial_registry::trust;
 use perennial_store::layer;
 use perennial_store::root::Wait;
+use rustix::io::Errno;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// What is to travel, and where.
@@ -117,6 +120,34 @@ impl Engine {
         self.empty_trash();
         Ok(())
     }
+}
+
+impl Engine {
+    /// Removes what was on its way where it has filled the disk: everything else on it needs the room more.
+    fn unless_full<T>(&self, spool: &str, done: Result<T>) -> Result<T> {
+        done.map_err(|failure| {
+            if !is_full(&failure) {
+                return failure;
+            }
+            self.clear_spool(spool);
+            let root = self.root.path().display();
+            failure.code(Code::Host).while_doing(format!("the file system of {root} is full")).hint(
+                "nothing was changed, and what was on its way was removed again, so that it is not left full; free some space \
+                 there, and try again",
+            )
+        })
+    }
+}
+
+fn is_full(failure: &Failure) -> bool {
+    failure.error.chain().any(|cause| {
+        let kind = cause.downcast_ref().map(std::io::Error::kind);
+        let errno = cause.downcast_ref::<Errno>().map(|errno| std::io::Error::from(*errno).kind());
+        [kind, errno]
+            .into_iter()
+            .flatten()
+            .any(|kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    })
 }
 
 /// Adds up what went over several connections.

@@ -59,6 +59,8 @@ pub struct Pulled {
     pub name: ContainerName,
     /// Generations that are new here, oldest first.
     pub new: Vec<Seq>,
+    /// Generations that stay there: they were let go here, or were not asked for.
+    pub left_there: Vec<Seq>,
     /// The generation the next run starts from.
     pub current: Option<Seq>,
     /// Whether that is another one than before, of a container that was here.
@@ -125,8 +127,9 @@ impl Engine {
         let _images = self.root.lock_images(LockMode::Shared, Wait::Forever)?;
         let _objects = self.root.lock_objects(LockMode::Shared, Wait::Forever)?;
         let (sources, images) = self.sources(&link, repository, &goal.there)?;
-        let landing = Landing::begin(self, &self.spool_dir(&spool), sources, progress)?;
-        let pulled = self.take_all(&Session { goal, landing, images }, present.as_ref(), plan.extent)?;
+        let landed = Landing::begin(self, &self.spool_dir(&spool), sources, progress)
+            .and_then(|landing| self.take_all(&Session { goal, landing, images }, present.as_ref(), plan.extent));
+        let pulled = self.unless_full(&spool, landed)?;
         self.clear_spool(&spool);
         Ok(pulled)
     }
@@ -142,6 +145,7 @@ impl Engine {
             name: session.goal.name.clone(),
             new: seqs(Some(&after)).difference(&seqs(before.map(|doc| &doc.value))).copied().collect(),
             current: current(&after),
+            left_there: seqs(Some(&session.goal.there.container)).difference(&seqs(Some(&after))).copied().collect(),
             is_moved: before.is_some_and(|doc| current(&doc.value) != current(&after)),
             left_out,
             traffic: Traffic::default(),

@@ -8,10 +8,11 @@
 //! what is not there yet. It holds no container's lock: a start goes on beside it.
 
 use super::draft::{Draft, Theirs, restore_settings};
-use super::image::absent_packs;
-use super::link::{Found, Link, find};
+use super::image::Lack;
+use super::link::{Found, Link, find, look};
 use super::load::Load;
 use super::send::Consignment;
+use super::there::{Seen, There, see, standing};
 use super::{Order, add};
 use crate::cli::args::ROOT_DEFAULT;
 use crate::engine::Engine;
@@ -20,13 +21,12 @@ use perennial_core::generations::Queue;
 use perennial_core::id::{ContainerId, Digest, Seq};
 use perennial_core::sealed::pack::Index;
 use perennial_core::travel::facts::Facts;
-use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate};
+use perennial_core::travel::history::{Mark, Relation, marks, own_marks, relate_to_remote};
 use perennial_core::travel::place::{CONTAINER_TAG, of_container};
-use perennial_core::travel::remote::Tracking;
-use perennial_core::travel::send::Standing;
-use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, ParcelError, Sender};
+use perennial_core::travel::remote::{Loss, Tracking};
+use perennial_core::travel::{Contents, ImageAt, PAST_MAX, Parcel, ParcelError, Sender, clean};
 use perennial_registry::progress::Progress;
-use perennial_registry::repository::{Access, Expected, Repository, RepositoryError, Traffic};
+use perennial_registry::repository::{Access, Expected, Repository, RepositoryError, Tagged, Traffic};
 use perennial_store::root::Wait;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,6 +42,10 @@ pub struct Pushed {
     pub head: Option<Seq>,
     /// Generations that were left out, because they are damaged.
     pub left_out: Vec<Seq>,
+    /// What was only there, and is lost.
+    pub loss: Loss,
+    /// Whether it runs: what that run has changed is no generation yet.
+    pub is_running: bool,
     /// Whether everything was there.
     pub is_nothing: bool,
     /// Whether two who push at once are told apart by the registry itself.
@@ -72,6 +76,7 @@ impl Engine {
         let lock = self.root.lock_travel(&format!("{id}-{}", remote.name), Wait::Forever)?;
         let name = remote.name.clone();
         let done = Link::new(remote, order).and_then(|link| self.push_locked(&id, order, &link, progress));
+        let done = self.unless_full(&format!("{id}-{name}"), done);
         let mut tracking = self.tracking(&id, &name)?;
         tracking.tried_at = Some(self.now());
         match &done {
@@ -90,12 +95,14 @@ impl Engine {
         let mut load = self.load(id, order.until)?;
         let name = order.other_name.as_ref().unwrap_or(&order.name);
         let repository = link.open(of_container(&link.remote.prefix, name), Access::Push)?;
-        let mut found = find(link, &repository, CONTAINER_TAG)?;
         let tracking = self.tracking(id, &link.remote.name)?;
+        let seen = see((&repository, look(link, &repository, CONTAINER_TAG)?), order, &load, &tracking)?;
+        let Seen { mut found, lost, mut loss } = seen;
         let ours = our_marks(&load, &tracking, order);
         let mut theirs = found.as_ref().map(|found| Theirs::of(&repository, found)).transpose()?;
         let past = theirs.as_ref().map(|theirs| marks(&theirs.past, theirs.container.queue.as_ref()));
-        let relation = relate(&ours, past.as_deref().unwrap_or_default());
+        let has_met = tracking.done_at.is_some() && order.other_name.is_none();
+        let relation = relate_to_remote(&ours, past.as_deref().unwrap_or_default(), has_met);
         match (relation, &found) {
             (Relation::Ahead | Relation::Same, _) | (_, None) => {}
             (Relation::Behind, Some(found)) => {
@@ -119,8 +126,9 @@ impl Engine {
         let is_whole = order.is_whole;
         let mut sending = Sending { link, sender, progress, traffic: Traffic::default(), is_whole };
         let mut draft = self.draft(&load, theirs, &ours, order);
+        loss.generations.append(&mut draft.given_up);
         let elsewhere = self.send_images(&mut sending, &load, &mut draft)?;
-        let standing = standing(&repository, found.as_mut(), &draft, order)?;
+        let (standing, lack) = standing(&repository, found.as_mut(), &draft, order)?;
         if let Some(found) = &found
             && !link.has_other_readers(&repository, &found.parcel)?
             && draft.is_same(&found.parcel)
@@ -130,7 +138,10 @@ impl Engine {
             self.remember(id, link, order, (&ours, &found.tagged.digest, &here))?;
             return Ok(nothing(&repository, &load, ours));
         }
-        let (digest, new) = self.dispatch((&repository, &elsewhere, standing), &sending, &load, (draft, found))?;
+        let there =
+            There { packs: found.iter().flat_map(|found| found.parcel.packs.clone()).collect(), standing, lack };
+        let before = found.map(|found| found.tagged).or(lost);
+        let (digest, new) = self.dispatch((&repository, &elsewhere, there), &sending, &load, (draft, before))?;
         self.remember(id, link, order, (&ours, &digest, &here))?;
         add(&mut sending.traffic, repository.traffic());
         Ok(Pushed {
@@ -141,6 +152,8 @@ impl Engine {
                 .collect(),
             head: ours.last().map(|mark| mark.seq),
             left_out: load.left_out,
+            loss,
+            is_running: load.is_running,
             is_nothing: false,
             is_guarded: repository.has_conditional_tags(),
             traffic: sending.traffic,
@@ -166,13 +179,13 @@ impl Engine {
     /// Sends packs and parcel, and has the tag lead there.
     fn dispatch(
         &self,
-        (repository, elsewhere, standing): (&Repository, &[Index], Standing),
+        (repository, elsewhere, there): (&Repository, &[Index], There),
         sending: &Sending<'_>,
         load: &Load,
-        (draft, found): (Draft, Option<Found>),
+        (draft, before): (Draft, Option<Tagged>),
     ) -> Result<(Digest, Vec<Seq>)> {
         let spool = format!("{}-{}", load.container.id, sending.link.remote.name);
-        let there = found.as_ref().map(|found| found.parcel.packs.clone()).unwrap_or_default();
+        let There { packs: there, standing, lack } = there;
         // What only they have is in their packs, which then stay.
         let layers = load.own();
         let contents =
@@ -181,12 +194,14 @@ impl Engine {
         let mut parcel = Parcel { contents, layers: draft.layers, packs, sent, recipients: link.recipients() };
         // As whoever fetches it will: before anything is sent, and once more with what it names.
         parcel.check().map_err(unsendable)?;
-        let consignment = Consignment { repository, spool: spool.clone(), layers: &layers, elsewhere, there, standing };
+        let is_salted = standing.is_whole || lack == Lack::Unsound;
+        let (spool_name, layers) = (spool.clone(), layers.as_slice());
+        let consignment = Consignment { repository, spool: spool_name, layers, elsewhere, there, standing, is_salted };
         parcel.packs = self.send_packs(consignment, sending)?;
         parcel.check().map_err(unsendable)?;
         let annotations = annotations(&parcel);
         let manifest = link.send_parcel(repository, parcel, annotations)?;
-        let expected = found.as_ref().map_or(Expected::Nothing, |found| Expected::This(&found.tagged));
+        let expected = before.as_ref().map_or(Expected::Nothing, Expected::This);
         let digest = repository
             .put_manifest(CONTAINER_TAG, &manifest, &expected)
             .map_err(|error| raced(link, repository, &self.machine(), error))?;
@@ -236,33 +251,14 @@ impl Engine {
     }
 }
 
-/// Looks at the packs that are there: those that are gone are named no more.
-fn standing(repository: &Repository, found: Option<&mut Found>, draft: &Draft, order: &Order) -> Result<Standing> {
-    let Draft { has_theirs, .. } = *draft;
-    let mut standing = Standing { loses_base: false, has_theirs, is_whole: order.is_whole };
-    let Some(found) = found else { return Ok(standing) };
-    let is_lacking = absent_packs(repository, &mut found.parcel)?;
-    if is_lacking && has_theirs {
-        let name = &order.name;
-        let message =
-            format!("{} has lost contents, and generations that are only there may need them", repository.name());
-        return Err(Failure::new(Code::Damaged, message).hint(format!(
-            "`perennial push {name}` on the machine that has them sends them again; `perennial push --whole {name}` gives \
-             them up, and sends what is here"
-        )));
-    }
-    if let Contents::Container { images, .. } = &found.parcel.contents {
-        standing.loses_base =
-            is_lacking || images.iter().any(|at| !draft.images.iter().any(|now| now.image == at.image));
-    }
-    Ok(standing)
-}
-
 fn unsendable(error: ParcelError) -> Failure {
-    Failure::from(error)
-        .code(Code::Host)
-        .while_doing("nobody could fetch what would be sent")
-        .hint("nothing in the registry was changed; evict the generation that is named, or let it age out")
+    let hint = if matches!(error, ParcelError::TooMany { what: "packs", .. }) {
+        "nothing in the registry was changed; `perennial push --whole` writes everything that is here anew; generations that \
+         are only there go with that, so pull them first"
+    } else {
+        "nothing in the registry was changed; evict generations, or let them age out"
+    };
+    Failure::from(error).code(Code::Host).while_doing("nobody could fetch what would be sent").hint(hint)
 }
 
 fn our_marks(load: &Load, tracking: &Tracking, order: &Order) -> Vec<Mark> {
@@ -282,6 +278,8 @@ fn nothing(repository: &Repository, load: &Load, there: Vec<Mark>) -> Pushed {
         new: Vec::new(),
         head: there.last().map(|mark| mark.seq),
         left_out: load.left_out.clone(),
+        loss: Loss::default(),
+        is_running: load.is_running,
         is_nothing: true,
         is_guarded: repository.has_conditional_tags(),
         traffic: repository.traffic(),
@@ -326,9 +324,9 @@ impl Engine {
     fn machine(&self) -> String {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         if self.root.path() == Path::new(ROOT_DEFAULT) {
-            name
+            clean(&name)
         } else {
-            format!("{name}:{}", self.root.path().display())
+            clean(&format!("{name}:{}", self.root.path().display()))
         }
     }
 }

@@ -120,7 +120,7 @@ impl Engine {
         match (remotes.pop(), remotes.is_empty()) {
             (Some(only), true) => Ok(only),
             (Some(_), false) => Err(Failure::new(Code::Usage, "there are several remotes, and none is named")
-                .hint("`perennial remote ls` lists them")),
+                .hint("`perennial push NAME REMOTE` and `perennial pull REMOTE/NAME` name one; `perennial remote ls` lists them")),
             (None, _) => Err(Failure::new(Code::NotFound, "there is no remote")
                 .hint("`perennial remote add NAME HOST/PATH` adds one")),
         }

@@ -6,6 +6,7 @@
 //! ```
 
 use super::contents::Contents;
+use super::fetch::{Unsealing, Wanted};
 use super::keys::Sealer;
 use super::push::Sending as Push;
 use crate::engine::{Engine, random};
@@ -14,10 +15,11 @@ use perennial_core::layers::LayerRecord;
 use perennial_core::sealed::object::ObjectId;
 use perennial_core::sealed::pack::{Index, Section};
 use perennial_core::travel::PackAt;
-use perennial_core::travel::send::{Sending, Standing, plan};
+use perennial_core::travel::send::{Sending, Standing, plan, to_join};
+use perennial_registry::progress::Silent;
 use perennial_registry::repository::{Repository, Upload, sum};
 use perennial_store::atomic;
-use perennial_store::cold::{Known, Outgoing, OutgoingError, OutgoingPack};
+use perennial_store::cold::{Incoming, Known, Outgoing, OutgoingError, OutgoingPack, PackPlace};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -38,6 +40,8 @@ pub(super) struct Consignment<'a> {
     pub(super) there: Vec<PackAt>,
     /// What is known of them.
     pub(super) standing: Standing,
+    /// Whether packs get names that none was ever sent under.
+    pub(super) is_salted: bool,
 }
 
 impl Engine {
@@ -72,28 +76,37 @@ impl Engine {
 
     /// Packs and sends what a repository lacks of layers; returns the packs that hold all of it then.
     pub(super) fn send_packs(&self, consignment: Consignment<'_>, sending: &Push<'_>) -> Result<Vec<PackAt>> {
-        let Consignment { repository, spool, layers, elsewhere, mut there, standing } = consignment;
+        let Consignment { repository, spool, layers, elsewhere, mut there, standing, is_salted } = consignment;
         let planned = plan(&there, self.needed_bytes(layers)?, standing);
         if planned == Sending::Afresh {
             there.clear();
         }
+        let mut basis = format!("{}\n{planned:?}\n{is_salted}\n", repository.name()).into_bytes();
+        there.iter().for_each(|pack| basis.extend(pack.id.as_bytes()));
         let mut known = Known::default();
-        let mut basis = format!("{}\n{planned:?}\n{}\n", repository.name(), standing.is_whole).into_bytes();
+        for index in elsewhere {
+            basis.extend(ObjectId::of(&Section::Index(index.clone()).encode()?).as_bytes());
+        }
+        let spool = self.bound_spool(&spool, &basis)?;
+        let joining = match planned {
+            Sending::GoOn => self.fetch_small(repository, &mut there, &spool)?,
+            Sending::Doubt | Sending::Afresh => Vec::new(),
+        };
         for index in &self.indexes(repository, &there)? {
             match planned {
                 Sending::GoOn | Sending::Afresh => known.add(index),
                 Sending::Doubt => known.add_chunks(index),
             }
         }
-        there.iter().for_each(|pack| basis.extend(pack.id.as_bytes()));
         for index in elsewhere {
             known.add(index);
-            basis.extend(ObjectId::of(&Section::Index(index.clone()).encode()?).as_bytes());
         }
-        let spool = self.bound_spool(&spool, &basis)?;
         let mut outgoing = Outgoing::open(&self.spool_dir(&spool), known)?;
-        if standing.is_whole {
+        if is_salted {
             outgoing = outgoing.salted(random::<16>()?.to_vec());
+        }
+        for pack in joining {
+            outgoing.take_over(&self.joining_dir(&spool), pack).map_err(unpackable)?;
         }
         let packed = self.pack_outgoing(outgoing, layers)?;
         let known: BTreeSet<ObjectId> = there.iter().map(|pack| pack.id).collect();
@@ -123,6 +136,45 @@ impl Engine {
             atomic::write_unsynced(directory.as_fd(), &name, &index).ok();
         }
         Ok(there)
+    }
+
+    fn joining_dir(&self, spool: &str) -> PathBuf {
+        self.spool_dir(spool).join("joining")
+    }
+
+    /// Fetches small packs that are to be put together, and takes them out of those that are there. One that comes damaged
+    /// stays as it is: whoever needs it is told.
+    fn fetch_small(&self, repository: &Repository, there: &mut Vec<PackAt>, spool: &str) -> Result<Vec<ObjectId>> {
+        let chosen: BTreeSet<usize> = to_join(there).into_iter().collect();
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let small: Vec<PackAt> = chosen.iter().filter_map(|number| there.get(*number).cloned()).collect();
+        let places = small.iter().map(|pack| {
+            let PackAt { id, bytes, index_offset, .. } = *pack;
+            PackPlace { id, bytes, index_offset }
+        });
+        let incoming = Incoming::open(&self.joining_dir(spool), places.collect())?;
+        let mut missing = Vec::new();
+        for (number, pack) in small.iter().enumerate() {
+            if !incoming.is_whole(number)? {
+                missing.push((number, Wanted { pack, range: 0..pack.bytes }));
+            }
+        }
+        let (numbers, wanted): (Vec<usize>, Vec<Wanted<'_>>) = missing.into_iter().unzip();
+        let sink = |number: usize, offset: u64, bytes: &[u8]| {
+            let pack = numbers.get(number).ok_or(std::io::ErrorKind::InvalidInput)?;
+            incoming.put(*pack, offset, bytes)
+        };
+        Unsealing::default().read(repository, &wanted, &sink, &Silent)?;
+        let mut whole = BTreeSet::new();
+        for (number, pack) in small.iter().enumerate() {
+            if incoming.is_whole(number)? {
+                whole.insert(pack.id);
+            }
+        }
+        there.retain(|pack| !whole.contains(&pack.id));
+        Ok(whole.into_iter().collect())
     }
 
     fn needed_bytes(&self, layers: &[LayerRecord]) -> Result<u64> {
@@ -162,6 +214,10 @@ fn unpackable(error: OutgoingError) -> Failure {
         OutgoingError::Damaged { .. } => Failure::from(error)
             .code(Code::Damaged)
             .hint("`perennial verify --full` names the generations that are hit; nothing in the registry was changed"),
+        OutgoingError::DamagedPack { .. } => Failure::from(error)
+            .code(Code::Damaged)
+            .while_doing("small packs in the registry cannot be put together")
+            .hint("nothing in the registry was changed; `perennial push --whole` sends everything again"),
         OutgoingError::TooLarge { .. } => Failure::from(error)
             .code(Code::Host)
             .hint("a file above 64 GiB cannot travel; put it into a volume, or copy it by other means"),
