@@ -26,6 +26,7 @@ fn with_small_packs(address: &str, repository: &str, count: u32, keys: Option<&K
         repository: repository.to_owned(),
         credentials: Credentials::Anonymous,
         plain_http: true,
+        certificates: Vec::new(),
         tries_max: 3,
     };
     let there = Repository::open(&options, Access::Push)?;

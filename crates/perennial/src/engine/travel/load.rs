@@ -3,7 +3,6 @@
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
-use perennial_core::generations::choose::{Selector, choose};
 use perennial_core::generations::{Generation, Health, Queue};
 use perennial_core::id::{ContainerId, ContainerName, Digest, LayerId, Seq};
 use perennial_core::image::Image;
@@ -98,8 +97,10 @@ impl Engine {
         let mut left_out = Vec::new();
         if let Some(queue) = &mut container.queue {
             let is_meant = |generation: &Generation| until.is_none_or(|until| generation.seq <= until);
-            if let Some(until) = until {
-                choose(queue, &Selector::Seq(until))?;
+            if let Some(until) = until.filter(|until| queue.get(*until).is_none()) {
+                let name = &container.name;
+                return Err(Failure::new(Code::NotFound, format!("there is no generation {name}@{until}"))
+                    .hint(format!("`perennial generations {name}` lists them")));
             }
             queue.generations.retain(is_meant);
             let is_damaged = |generation: &Generation| generation.health == Health::Damaged;
