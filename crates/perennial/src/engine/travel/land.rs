@@ -329,11 +329,11 @@ impl<'a> PartOf<'a> {
 
 impl Progress for PartOf<'_> {
     fn event(&self, event: Event<'_>) {
-        let event = match event {
-            Event::Started { layer, phase, name, .. } => Event::Started { layer, phase, name, bytes_total: None },
-            other => other,
-        };
-        self.whole.event(event);
+        if let Event::Started { layer, phase, name, .. } = event {
+            self.whole.event(Event::Started { layer, phase, name, bytes_total: None });
+        } else {
+            self.whole.event(event);
+        }
     }
 }
 
