@@ -422,8 +422,8 @@ pub fn attach(context: &Context, args: &NameArg) -> Result<ExitCode> {
     let container = running(context, &name)?;
     let Some(run) = container.phase.run() else { return Ok(ExitCode::SUCCESS) };
     let connection = Connection::open(&context.engine.root.run_dir(&run.id).join("control.sock"))?;
-    let spec = &container.spec;
-    let attached = connection.attach(AttachConfig { tty: spec.tty, interactive: spec.interactive })?;
+    let given = run.given(&container.spec);
+    let attached = connection.attach(AttachConfig { tty: given.tty, interactive: given.interactive })?;
     match attached.outcome {
         Outcome::Exited(code) => Ok(exit_code(code)),
         Outcome::Detached | Outcome::OutputClosed => Ok(ExitCode::SUCCESS),
