@@ -10,6 +10,10 @@
 //! one. A run is described by [`Run`]; the phase and the run together say how far a start or an exit got, so that
 //! recovery (rows A27, A28) needs nothing but the record and what is on disk.
 
+mod given;
+
+pub use given::Given;
+
 use crate::generations::{Health, Kind, Policy, Queue};
 use crate::id::{ContainerId, ContainerName, Digest, LayerId, RunId, Seq};
 use crate::spec::ContainerSpec;
@@ -143,6 +147,9 @@ pub struct Run {
     pub layer: LayerId,
     /// Whether its command was given for this run only.
     pub command_overridden: bool,
+    /// What it was started with; absent in a record of an older release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<Given>,
     /// When it was asked for.
     pub requested_at: Time,
     /// Who asked.

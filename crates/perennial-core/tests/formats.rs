@@ -1,6 +1,6 @@
 //! The formats: each has a page and one frozen file for each version, and each frozen file still means what it meant.
 
-use perennial_core::container::{Condition, ConditionKind, Container, Exit, Phase, Run, StartMode};
+use perennial_core::container::{Condition, ConditionKind, Container, Exit, Given, Phase, Run, StartMode};
 use perennial_core::event::Entry;
 use perennial_core::format::{DecodeError, Format, RECORD_BYTES_MAX, decode, encode};
 use perennial_core::generations::rollback::Undo;
@@ -194,6 +194,7 @@ fn run() -> Run {
         mount_options: texts(&["metacopy=off"]),
         layer: layer(3),
         command_overridden: true,
+        given: None,
         requested_at: time("2026-11-22T19:00:00Z"),
         by: "root(0)".into(),
     }
@@ -242,6 +243,28 @@ fn the_frozen_container_means_what_it_meant() {
     let value: Value = serde_json::from_slice(&encode(Format::Container, &wary)).expect("encode writes JSON");
     assert_eq!(value["body"]["withheld"]["cap_add"], json!(["ALL"]));
     assert_eq!(decode(Format::Container, &encode(Format::Container, &wary)), Ok(wary));
+}
+
+#[test]
+fn a_run_keeps_what_it_was_started_with() {
+    let mut own = container(Phase::Dormant);
+    (own.spec.tty, own.spec.interactive) = (false, true);
+    let given = Given { command: texts(&["sleep", "1000"]), tty: true, interactive: false };
+    let kept = Run { given: Some(given.clone()), ..run() };
+    own.phase = Phase::Starting { run: kept.clone() };
+    let value: Value = serde_json::from_slice(&encode(Format::Container, &own)).expect("encode writes JSON");
+    assert_eq!(
+        value["body"]["phase"]["run"]["given"],
+        json!({"command": ["sleep", "1000"], "tty": true, "interactive": false})
+    );
+    assert_eq!(decode(Format::Container, &encode(Format::Container, &own)), Ok(own.clone()));
+    assert_eq!((kept.given(&own.spec), kept.can_be_repeated()), (given, true));
+    // An older release kept only whether the command was the run's own.
+    let settings = Given { command: vec![], tty: false, interactive: true };
+    for (command_overridden, can_be_repeated) in [(true, false), (false, true)] {
+        let older = Run { command_overridden, ..run() };
+        assert_eq!((older.given(&own.spec), older.can_be_repeated()), (settings.clone(), can_be_repeated));
+    }
 }
 
 fn an_image() -> Image {

@@ -155,22 +155,64 @@ fn two_clients_share_the_terminal_and_leave_it_by_keys() -> Result<()> {
     let stage = Stage::new()?;
     stage.ok(&["create", "web", "--image", "box", "-it", "--", "sh"])?;
     stage.ok(&["start", "web", "--detach"])?;
-    let mut first = Terminal::run(&stage, &["attach", "web"])?;
-    let mut second = Terminal::run(&stage, &["attach", "web"])?;
+    two_clients_share_the_terminal(&stage)
+}
+
+/// The container's settings say nothing of a terminal: the run was given it.
+#[test]
+fn two_clients_share_the_terminal_of_a_run_that_was_given_it() -> Result<()> {
+    for command in ["run", "start"] {
+        let stage = Stage::new()?;
+        if command == "start" {
+            stage.ok(&["create", "web", "--image", "box"])?;
+        }
+        let image: &[&str] = if command == "run" { &["--image", "box"] } else { &[] };
+        let args = [&[command, "web", "-it"], image, &["--", "sh"]].concat();
+        let mut starter = Terminal::run(&stage, &args)?;
+        starter.type_text("echo rea$((1 + 1))dy\n")?;
+        starter.expect("rea2dy")?;
+        starter.type_text("\u{10}\u{11}")?;
+        assert_eq!(starter.wait()?, 0);
+        two_clients_share_the_terminal(&stage)?;
+    }
+    Ok(())
+}
+
+/// Attaches twice to the shell on a terminal that `web` runs, and ends it.
+fn two_clients_share_the_terminal(stage: &Stage) -> Result<()> {
+    let mut first = Terminal::run(stage, &["attach", "web"])?;
+    let mut second = Terminal::run(stage, &["attach", "web"])?;
     // Both are attached once each sees what the other types.
     first.type_text("echo from-fi$((1 - 1))rst\n")?;
     first.expect("from-fi0rst")?;
     second.type_text("echo from-se$((1 + 1))cond\n")?;
     second.expect("from-se2cond")?;
     first.expect("from-se2cond")?;
+    assert!(!first.is_cooked()? && !second.is_cooked()?);
     first.type_text("\u{10}\u{11}")?;
     assert_eq!(first.wait()?, 0);
     assert!(first.is_cooked()?);
     assert_eq!(stage.phase("web")?, "Running");
     second.type_text("exit 4\n")?;
     assert_eq!(second.wait()?, 4);
-    assert_eq!(stage.generation("web", 1)?["exit_code"], 4);
+    let ended = stage.generation("web", 1)?;
+    assert_eq!(ended.get("exit_code").and_then(Value::as_i64), Some(4));
     stage.refused_unchanged(&["attach", "web"], 4, &["web is not running"])
+}
+
+#[test]
+fn input_that_one_run_was_given_is_there_for_every_client() -> Result<()> {
+    let stage = Stage::new()?;
+    let script = "read line; echo got $line; exit 5";
+    for options in [&["run", "web", "-di", "--image", "box"][..], &["start", "web", "-di"]] {
+        stage.ok(&[options, &["--", "sh", "-c", script]].concat())?;
+        let attached = stage.run_with(&["attach", "web"], b"hello\n")?.code_is(5)?;
+        assert_eq!(attached.out(), "got hello\n");
+    }
+    // The next run is given none, and what is sent to it goes nowhere.
+    stage.ok(&["start", "web", "--detach", "--", "sh", "-c", "cat; sleep 1; exit 6"])?;
+    assert_eq!(stage.run_with(&["attach", "web"], b"hello\n")?.code_is(6)?.out(), "");
+    Ok(())
 }
 
 #[test]

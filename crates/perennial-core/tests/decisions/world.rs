@@ -134,6 +134,7 @@ impl World {
             mount_options: vec!["metacopy=off".into()],
             layer: layer(self.runs),
             command_overridden: false,
+            given: None,
             requested_at: self.now(),
             by: "root(0)".into(),
         }

@@ -36,6 +36,7 @@ fn running() -> Container {
         mount_options: vec![],
         layer: layer(1),
         command_overridden: false,
+        given: None,
         requested_at: now,
         by: "root(0)".into(),
     };

@@ -5,8 +5,8 @@ use crate::cli::args::{RollbackArgs, TargetArgs};
 use crate::cli::output::{self, Style};
 use crate::engine::Engine;
 use crate::engine::history::Target;
-use crate::failure::{Code, Result};
-use perennial_core::container::Phase;
+use crate::failure::{Code, Failure, Result};
+use perennial_core::container::{Container, Given, Phase, StartMode};
 use perennial_core::generations::choose::Selector;
 use perennial_core::generations::rollback::RollbackPlan;
 use perennial_core::id::{ContainerName, Seq};
@@ -21,10 +21,12 @@ fn target(args: &TargetArgs) -> Result<Target> {
     })
 }
 
-/// Rolls a container back. One that runs is stopped and its exit saved first, and it is started again after (A21).
+/// Rolls a container back. One that runs is stopped and its exit saved first, and it is started again after, as the run
+/// was that was stopped (A21).
 ///
 /// # Errors
-/// Where the target means no whole generation; nothing has changed then, and what ran still runs.
+/// Where the target means no whole generation or the run could not be started again as it was; nothing has changed then,
+/// and what ran still runs. Also where it is rolled back but could not be started; that is said, and what was done shown.
 pub fn rollback(context: &Context, args: &RollbackArgs) -> Result<()> {
     let name = Engine::parse_name(&args.name)?;
     let target = target(&args.target)?;
@@ -32,7 +34,7 @@ pub fn rollback(context: &Context, args: &RollbackArgs) -> Result<()> {
     let (lock, before) = context.engine.locked(&name)?;
     let planned = context.engine.plan_rollback(&before.value, &target)?;
     drop(lock);
-    let was_running = matches!(before.value.phase, Phase::Running { .. });
+    let again = if args.no_start { None } else { start_of(&before.value)? };
     if args.dry_run {
         show(context, &name, &planned, Tense::Would);
         return Ok(());
@@ -52,26 +54,53 @@ pub fn rollback(context: &Context, args: &RollbackArgs) -> Result<()> {
         }
     }
     let (done, _) = context.engine.rollback(&name, &target)?;
-    if was_running && !args.no_start {
-        run::start_detached(context, &name)?;
+    let started = again.map(|again| run::start_again(context, &name, again));
+    show(context, &name, &done, Tense::Did { is_started: matches!(started, Some(Ok(()))) });
+    match started {
+        Some(Err(failure)) => Err(not_started(failure, &name, done.target)),
+        Some(Ok(())) | None => Ok(()),
     }
-    show(context, &name, &done, Tense::Did);
-    Ok(())
+}
+
+/// Returns how the present run was started, where there is one.
+fn start_of(container: &Container) -> Result<Option<(StartMode, Given)>> {
+    let name = &container.name;
+    match &container.phase {
+        Phase::Running { run, .. } if run.can_be_repeated() => Ok(Some((run.mode, run.given(&container.spec)))),
+        Phase::Running { .. } => {
+            let message = format!("container {name} runs a command that an older release was given and did not keep");
+            let hint =
+                format!("`perennial rollback {name} --no-start` leaves it stopped; start it with its command then");
+            Err(Failure::new(Code::Conflict, message).hint(hint))
+        }
+        Phase::Created | Phase::Starting { .. } | Phase::Exiting { .. } | Phase::Dormant => Ok(None),
+    }
+}
+
+/// Says of a failed start that the rollback before it is done.
+fn not_started(failure: Failure, name: &ContainerName, target: Seq) -> Failure {
+    failure
+        .while_doing(format!("container {name} is rolled back to generation {target}, but could not be started"))
+        .hint(format!(
+            "`perennial rollback {name} --undo` takes the rollback back; a start with the same command tries again"
+        ))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tense {
     Would,
-    Did,
+    Did { is_started: bool },
 }
 
 fn show(context: &Context, name: &ContainerName, plan: &RollbackPlan, tense: Tense) {
+    let is_done = matches!(tense, Tense::Did { .. });
     if context.style == Style::Json {
-        output::json(&json!({"container": name, "plan": plan, "done": tense == Tense::Did}));
+        let started = tense == Tense::Did { is_started: true };
+        output::json(&json!({"container": name, "plan": plan, "done": is_done, "started": started}));
         return;
     }
     let list = |seqs: &[Seq]| seqs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let verb = if tense == Tense::Did { "now starts" } else { "would start" };
+    let verb = if is_done { "now starts" } else { "would start" };
     output::line(format!("{name} {verb} from generation {}", plan.target));
     if !plan.quarantine.is_empty() {
         output::line(format!("quarantined, not deleted: {}", list(&plan.quarantine)));
@@ -79,7 +108,7 @@ fn show(context: &Context, name: &ContainerName, plan: &RollbackPlan, tense: Ten
     if !plan.release.is_empty() {
         output::line(format!("released from quarantine: {}", list(&plan.release)));
     }
-    if tense == Tense::Did {
+    if is_done {
         output::line(format!("`perennial rollback {name} --undo` takes it back"));
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::start::StartRequest;
 use crate::engine::supervise::{Report, supervise as supervise_run};
 use crate::engine::thaw::Thawing;
 use crate::failure::{Code, Failure, Result};
-use perennial_core::container::{Container, Phase};
+use perennial_core::container::{Container, Given, Phase, StartMode};
 use perennial_core::id::{ContainerId, ContainerName};
 use perennial_core::process::{ExecSettings, Process, ProcessFacts, UserSpec, resolve, resolve_exec, user_of};
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
@@ -93,13 +93,17 @@ pub fn start(context: &Context, args: StartArgs) -> Result<ExitCode> {
     launch(context, &request, args.detach)
 }
 
-/// Starts a container as `start --detach` does.
+/// Starts a container in the background as it was started once before.
 ///
 /// # Errors
 /// Where it cannot be started.
-pub fn start_detached(context: &Context, name: &ContainerName) -> Result<()> {
-    let request =
-        Wanted { name: name.clone(), mode: ModeArg::Mount, terminal: TerminalArgs::default(), command: Vec::new() };
+pub fn start_again(context: &Context, name: &ContainerName, (mode, given): (StartMode, Given)) -> Result<()> {
+    let mode = match mode {
+        StartMode::Mount => ModeArg::Mount,
+        StartMode::Unpack => ModeArg::Unpack,
+    };
+    let terminal = TerminalArgs { tty: given.tty, interactive: given.interactive };
+    let request = Wanted { name: name.clone(), mode, terminal, command: given.command };
     let (_connection, mut reports) = spawn(context, &request)?;
     reports.started()?;
     Ok(())
@@ -422,8 +426,8 @@ pub fn attach(context: &Context, args: &NameArg) -> Result<ExitCode> {
     let container = running(context, &name)?;
     let Some(run) = container.phase.run() else { return Ok(ExitCode::SUCCESS) };
     let connection = Connection::open(&context.engine.root.run_dir(&run.id).join("control.sock"))?;
-    let spec = &container.spec;
-    let attached = connection.attach(AttachConfig { tty: spec.tty, interactive: spec.interactive })?;
+    let given = run.given(&container.spec);
+    let attached = connection.attach(AttachConfig { tty: given.tty, interactive: given.interactive })?;
     match attached.outcome {
         Outcome::Exited(code) => Ok(exit_code(code)),
         Outcome::Detached | Outcome::OutputClosed => Ok(ExitCode::SUCCESS),

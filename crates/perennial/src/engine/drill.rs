@@ -110,6 +110,7 @@ impl Engine {
             mount_options: Vec::new(),
             layer: LayerId::from_random(random()?),
             command_overridden: true,
+            given: None,
             requested_at: self.now(),
             by: self.actor.clone(),
         };

@@ -12,7 +12,7 @@ use super::thaw::Thawing;
 use super::trees::{LayerState, needs};
 use super::{Engine, random};
 use crate::failure::{Code, Failure, Result};
-use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, StartFault, StartMode};
+use perennial_core::container::{ConditionKind, Container, Event, Given, Phase, Run, StartFault, StartMode};
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::image::Image;
@@ -140,6 +140,11 @@ impl Engine {
         origin: Option<&Generation>,
         image: &Image,
     ) -> Result<Run> {
+        let given = Given {
+            command: request.command.clone(),
+            tty: container.spec.tty || request.tty,
+            interactive: container.spec.interactive || request.interactive,
+        };
         Ok(Run {
             id: RunId::from_random(random()?),
             epoch: container.epoch.saturating_add(1),
@@ -151,6 +156,7 @@ impl Engine {
             mount_options: Vec::new(),
             layer: LayerId::from_random(random()?),
             command_overridden: !request.command.is_empty(),
+            given: Some(given),
             requested_at: self.now(),
             by: self.actor.clone(),
         })
