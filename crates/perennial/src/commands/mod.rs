@@ -6,6 +6,7 @@ mod export;
 mod generations;
 mod image;
 mod import;
+mod logs;
 mod pack;
 mod reference;
 mod registry;
@@ -76,7 +77,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Stop(args) => run::stop(context, &args),
         Command::Exec(args) => return run::exec(context, args),
         Command::Attach(args) => return run::attach(context, &args),
-        Command::Logs(args) => run::logs(context, &args),
+        Command::Logs(args) => logs::logs(context, &args),
         Command::Ps(args) => container::ps(context, &args),
         Command::Inspect(args) => container::inspect(context, &args),
         Command::Rm(args) => container::rm(context, &args),
