@@ -5,7 +5,7 @@ mod stage;
 use anyhow::{Result, ensure};
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::host::{run, wait_until};
-use stage::{MODES, SOON, Stage, complains, texts, write};
+use stage::{MODES, SOON, Stage, complains, text, texts, write};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -61,6 +61,30 @@ fn unknown_names_are_not_found() -> Result<()> {
         stage.refused_unchanged(args, 3, &["there is no generation 9", "1, 2"])?;
     }
     stage.refused_unchanged(&["rollback", "web", "--undo"], 3, &["web"])
+}
+
+#[test]
+fn errors_of_the_command_line_are_json_where_json_is_asked_for() -> Result<()> {
+    let stage = Stage::empty()?;
+    for (args, named) in [
+        (&["--json", "run"][..], "<NAME>"),
+        (&["run", "x", "--bogus", "--json"], "--bogus"),
+        (&["--json"], "command"),
+        (&["stop", "--json", "x", "--time", "-1"], "-1"),
+    ] {
+        let run = stage.run(args)?.code_is(2)?;
+        assert_eq!(run.out(), "", "{args:?}");
+        let told: serde_json::Value = serde_json::from_str(&run.err())?;
+        assert_eq!(told["error"]["code"], "usage", "{args:?}");
+        let message = text(&told, "/error/message")?;
+        assert!(message.contains(named) && !message.contains('\n'), "{message}");
+        text(&told, "/error/hint")?;
+    }
+    // What comes after `--` is for the container.
+    let run = stage.run(&["run", "--bogus", "--", "--json"])?.code_is(2)?;
+    assert!(run.err().starts_with("error: unexpected argument '--bogus'"), "{}", run.err());
+    stage.ok(&["--json", "--help"])?;
+    Ok(())
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod stage;
 use anyhow::{Result, anyhow};
 use perennial_testkit::host::{wait_until, wait_within};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use stage::terminal::Terminal;
 use stage::{IDLE, SOON, Stage, complains, next_second, text};
 use std::fs::{self, File};
@@ -215,10 +215,20 @@ fn logs_are_the_bytes_that_were_printed_and_each_stream_is_by_itself() -> Result
     let logs = stage.ok(&["logs", "web"])?;
     assert_eq!(logs.stdout, b"a\xffb\n\xfd");
     assert_eq!(logs.stderr, b"e\xfe\n");
+    let logs = stage.ok(&["logs", "web", "--json"])?;
+    assert_eq!(logs.stderr, b"");
+    let entries = logs.out().lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let of = |stream: &str| entries.iter().filter(|e| e["stream"] == stream).map(|e| e["text_bytes"].clone()).collect();
+    let [out, err]: [Vec<Value>; 2] = [of("stdout"), of("stderr")];
+    assert_eq!(out, [json!(b"a\xffb\n"), json!(b"\xfd")]);
+    assert_eq!(err, [json!(b"e\xfe\n")]);
+    assert!(entries.iter().all(|e| text(e, "/at").is_ok() && text(e, "/text").is_ok()), "{entries:?}");
     // A terminal has one stream.
     stage.ok(&["create", "tty", "--image", "box", "--tty", "--", "sh", "-c", "echo out; echo err >&2"])?;
     stage.ok(&["start", "tty", "--detach"])?;
     stage.wait_phase("tty", "Dormant")?;
+    let plain: Value = stage.json(&["logs", "tty", "--tail", "1"])?;
+    assert_eq!((plain["text"].as_str(), plain.get("text_bytes")), (Some("err\r\n"), None));
     let logs = stage.ok(&["logs", "tty"])?;
     assert_eq!((logs.out(), logs.err()), ("out\r\nerr\r\n".to_owned(), String::new()));
     Ok(())

@@ -2,12 +2,13 @@
 
 use super::Context;
 use crate::cli::args::LogsArgs;
-use crate::cli::output;
+use crate::cli::output::{self, Style};
 use crate::clock;
 use crate::engine::Engine;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::id::ContainerId;
 use perennial_runtime::logs::{LogLine, LogReader, ReadOptions, Stream};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// How often `logs --follow` looks for more.
@@ -27,7 +28,11 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
         .transpose()
         .map_err(|error: perennial_core::time::ParseTimeError| Failure::new(Code::Usage, error))?;
     let mut reader = LogReader::open(&context.engine.log_dir(&id).join("log"));
-    let show = |line: &LogLine| show(line, args);
+    let show = |line: &LogLine| match context.style {
+        // One object a line, so that what is followed can be read as it comes.
+        Style::Json => output::line(as_json(line)),
+        Style::Text => show(line, args),
+    };
     for line in reader.read_all(&ReadOptions { tail: args.tail, since })? {
         show(&line);
     }
@@ -45,6 +50,17 @@ fn show(line: &LogLine, args: &LogsArgs) {
         Stream::Stdout => output::bytes(&bytes),
         Stream::Stderr => output::bytes_beside(&bytes),
     }
+}
+
+/// Returns an entry as JSON: its text, with the newline where the line ends there, and its bytes where it is not UTF-8.
+fn as_json(line: &LogLine) -> Value {
+    let mut value = json!({"at": line.at, "stream": line.stream.as_str(), "text": String::from_utf8_lossy(&line.text)});
+    if std::str::from_utf8(&line.text).is_err()
+        && let Some(fields) = value.as_object_mut()
+    {
+        fields.insert("text_bytes".to_owned(), json!(line.text));
+    }
+    value
 }
 
 /// Shows what is appended until the container has ended and everything has been shown.
