@@ -88,6 +88,59 @@ fn errors_of_the_command_line_are_json_where_json_is_asked_for() -> Result<()> {
 }
 
 #[test]
+fn command_that_makes_nothing_makes_no_root() -> Result<()> {
+    let stage = Stage::empty()?;
+    let file = stage.path("file");
+    write(&file, "x")?;
+    let missing = stage.root().display().to_string();
+    for args in [
+        &["ps"][..],
+        &["generations", "web"],
+        &["inspect", "web"],
+        &["logs", "web"],
+        &["diff", "web@1", "web@2"],
+        &["df"],
+        &["gc"],
+        &["image", "ls"],
+        &["doctor"],
+        &["doctor", "--rebuild"],
+        &["remote", "ls"],
+        &["rm", "web"],
+        &["start", "web"],
+    ] {
+        let told = stage.refused_with(args, 3, &["there is no root in", &missing, "--root"])?;
+        assert!(told.contains("`create`, `run`"), "{told}");
+        assert!(!stage.root().exists(), "{args:?} made a root");
+    }
+    let named = stage.command(&["ps"]).env_clear().env("PERENNIAL_ROOT", stage.path("typo")).output()?;
+    assert_eq!(named.status.code(), Some(3));
+    fs::create_dir(stage.root())?;
+    stage.refused_with(&["ps"], 3, &[&missing])?;
+    assert!(fs::read_dir(stage.root())?.next().is_none(), "an empty directory is no root either");
+    stage.import(stage::box_tar()?, "box")?;
+    stage.ok(&["ps"])?;
+    Ok(())
+}
+
+/// The root of the machine is made by what is made first; a person types `ps` before that.
+#[test]
+fn machine_without_a_root_lists_nothing() -> Result<()> {
+    let stage = Stage::empty()?;
+    let empty = stage.path("empty");
+    fs::create_dir(&empty)?;
+    // In a mount namespace of its own, where nothing is in /var/lib.
+    let script = format!(
+        "mount --bind {} /var/lib && unset PERENNIAL_ROOT && for what in ps 'image ls' 'remote ls'; do \
+         {bin} --json $what && {bin} $what; done; {bin} generations web || echo $?; ls /var/lib",
+        empty.display(),
+        bin = env!("CARGO_BIN_EXE_perennial"),
+    );
+    let shown = run(Command::new("unshare").args(["--mount", "sh", "-ec", &script]))?;
+    assert_eq!(String::from_utf8(shown.stdout)?, "[]\n[]\n[]\n3\n");
+    Ok(())
+}
+
+#[test]
 fn words_that_are_not_valid_are_usage_errors() -> Result<()> {
     let stage = two_generations()?;
     let before = stage.state()?;
@@ -330,13 +383,13 @@ fn roots_keep_apart_from_each_other_and_from_what_is_not_theirs() -> Result<()> 
     write(&file, "a file")?;
     let nested = [one.root().join("layers/inner"), one.root().join("inner/most")];
     for path in [&foreign, &file, &nested[0], &nested[1]] {
-        let run = at(path).run(&["ps"])?.code_is(2)?;
+        let run = at(path).run(&["create", "x", "--image", "box"])?.code_is(2)?;
         complains(&run.err(), &[&path.display().to_string()]).or_else(|_| complains(&run.err(), &["root"]))?;
     }
     assert_eq!(stage::names(&foreign)?.len(), 1);
     assert!(!nested.iter().any(|path| path.exists()));
     let open = one.path("open");
-    at(&open).ok(&["ps"])?;
+    at(&open).run(&["create", "x", "--image", "box"])?.code_is(3)?;
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
     complains(&at(&open).run(&["ps"])?.code_is(5)?.err(), &["open", "777"])
 }

@@ -7,6 +7,7 @@ mod generations;
 mod image;
 mod import;
 mod logs;
+mod missing;
 mod pack;
 mod reference;
 mod registry;
@@ -56,12 +57,15 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         return registry::registry(args, style).map(|()| ExitCode::SUCCESS);
     }
     require_root()?;
+    if missing::answer(&cli, style)? == missing::Answer::Listed {
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Command::Doctor(args) = &cli.command
         && args.rebuild
     {
-        return doctor::rebuild(&cli.root, style, args.dry_run);
+        return doctor::rebuild(cli.root_path(), style, args.dry_run);
     }
-    let engine = Engine::open(&cli.root)?;
+    let engine = Engine::open(cli.root_path())?;
     let context = Context { engine, style, timings: cli.timings };
     if let Command::Supervise(args) = cli.command {
         return run::supervise(context, args);
