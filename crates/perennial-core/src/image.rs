@@ -24,7 +24,8 @@ pub struct ImageConfig {
     pub workdir: Option<String>,
     /// Signal that asks the process to end.
     pub stop_signal: Option<String>,
-    /// Paths the image expects to be volumes; shown, not honoured: they are part of the generation (design 1).
+    /// Paths the image expects to be volumes: the first start makes the directories, which are part of the generation
+    /// (design 1).
     pub volumes: Vec<String>,
     /// Labels as `NAME=value`, sorted.
     pub labels: Vec<String>,
