@@ -367,6 +367,32 @@ fn volume_of_an_image_is_a_directory_of_the_generations() -> Result<()> {
 }
 
 #[test]
+fn health_check_of_an_image_is_honoured_and_overridden() -> Result<()> {
+    const SECOND: u64 = 1_000_000_000;
+    let stage = Stage::empty()?;
+    let check = json!({"Test": ["CMD-SHELL", "test -e /ok"], "Interval": SECOND, "Timeout": 5 * SECOND, "Retries": 2});
+    import_saying(&stage, json!({"Healthcheck": check}))?;
+    let shown = stage.json::<Value>(&["image", "inspect", "box"])?;
+    let expected =
+        json!({"command": ["test -e /ok"], "interval_s": 1, "timeout_s": 5, "retries": 2, "start_period_s": 0});
+    assert_eq!(shown["config"]["health"], expected);
+    stage.idle("web", &["--good-after", "1s"])?;
+    stage.idle("own", &["--health-cmd", "true", "--health-interval", "1s", "--good-after", "1s"])?;
+    stage.idle("off", &["--health-cmd", "none"])?;
+    wait_until("it is unhealthy", SOON, || Ok(stage.conditions("web")? == ["Unhealthy"]))?;
+    stage.inside("web", "touch /ok")?;
+    wait_until("it is healthy again", SOON, || Ok(stage.conditions("web")?.is_empty()))?;
+    for (name, health) in [("web", "good"), ("own", "good"), ("off", "unknown")] {
+        assert!(stage.conditions(name)?.is_empty(), "{name}");
+        stage.ok(&["stop", name])?;
+        assert_eq!(text(&stage.generation(name, 1)?, "/health")?, health, "{name}");
+    }
+    stage.ok(&["drill", "web"])?;
+    stage.refused_with(&["drill", "off"], 2, &["off has no health check"])?;
+    Ok(())
+}
+
+#[test]
 fn image_made_by_buildah_runs_as_it_says() -> Result<()> {
     let stage = Stage::empty()?;
     let (rootfs, layout, storage) = (stage.rootfs("rootfs")?, stage.path("layout"), stage.path("storage"));

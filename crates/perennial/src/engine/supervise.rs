@@ -204,7 +204,9 @@ fn session_config(
 ) -> Result<SessionConfig> {
     let logs = engine.log_dir(&prepared.doc.value.id);
     std::fs::create_dir_all(&logs)?;
-    let health = prepared.spec.health.clone().map(|check| health_plan(check, process)).transpose()?;
+    let image = engine.image(&prepared.run.image)?.value;
+    let check = prepared.spec.health_on(&image.config).cloned();
+    let health = check.map(|check| health_plan(check, process)).transpose()?;
     Ok(SessionConfig {
         tty: process.tty,
         interactive: process.interactive,
