@@ -441,6 +441,25 @@ fn caller_without_privileges_is_told_so() -> Result<()> {
     before.assert_same(&stage.state()?)
 }
 
+/// What the hint of refused settings says leads to a container with other settings and the same state.
+#[test]
+fn state_reaches_a_container_with_other_settings_as_the_hint_says() -> Result<()> {
+    let stage = two_generations()?;
+    let told = stage.refused_with(&["run", "web", "--volume", "/srv:/srv", "--", "true"], 4, &["--volume"])?;
+    let (layout, volume) = (format!("oci:{}", stage.path("layout").display()), stage.path("volume"));
+    for step in ["`perennial export web oci:DIR`", "`perennial image import oci:DIR IMAGE`", "`perennial create`"] {
+        assert!(told.contains(step), "{told}");
+    }
+    fs::create_dir(&volume)?;
+    write(volume.join("f"), "host\n")?;
+    stage.ok(&["export", "web", &layout])?;
+    stage.ok(&["image", "import", &layout, "moved"])?;
+    let option = format!("{}:/data", volume.display());
+    stage.ok(&["create", "other", "--image", "moved", "--volume", &option])?;
+    assert_eq!(stage.ok(&["run", "other", "--", "cat", "/root/f", "/data/f"])?.out(), "2\nhost\n");
+    Ok(())
+}
+
 #[test]
 fn volume_without_its_source_is_named() -> Result<()> {
     let stage = Stage::new()?;
@@ -448,7 +467,8 @@ fn volume_without_its_source_is_named() -> Result<()> {
     stage.ok(&["create", "web", "--image", "box", "--volume", &format!("{missing}:/data")])?;
     for mode in MODES {
         let run = stage.run(&["run", "web", "--mode", mode, "--", "true"])?.code_is(125)?;
-        complains(&run.err(), &[&missing])?;
+        complains(&run.err(), &[&missing, "make that file or directory on the host again"])?;
+        assert!(!run.err().contains("rollback"), "it cannot help: {}", run.err());
     }
     assert!(stage.seqs("web")?.is_empty());
     assert!(!Path::new(&missing).exists());

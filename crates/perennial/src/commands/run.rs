@@ -63,7 +63,10 @@ fn refuse_settings(context: &Context, name: &ContainerName, args: &RunArgs) -> R
             Code::Conflict,
             format!("container {name} exists and keeps its settings: {} cannot be given", given.join(", ")),
         )
-        .hint("leave them out; `perennial set` changes the retention, and `perennial fork` makes another container"));
+        .hint(format!(
+            "leave them out; `perennial set` changes the retention. Other settings need another container: `perennial \
+             export {name} oci:DIR`, `perennial image import oci:DIR IMAGE` and `perennial create` take the state there"
+        )));
     }
     let Some(image) = &args.settings.image else { return Ok(()) };
     let container = context.engine.container_named(name)?.value;

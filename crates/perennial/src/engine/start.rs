@@ -59,7 +59,7 @@ pub struct PreparedRun {
 }
 
 /// What to do where the settings and the state do not fit together.
-pub const UNCHANGED: &str =
+const UNCHANGED: &str =
     "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
 
 impl PreparedRun {
