@@ -173,7 +173,11 @@ pub fn exported_config(image: &ImageConfig, spec: &ContainerSpec) -> (ImageConfi
             of_image.clone_from(own);
         }
     }
-    (config, settings_left_out(spec))
+    let mut left_out = settings_left_out(spec);
+    if config.health.take().is_some() && spec.health.is_none() {
+        left_out.push(HEALTH_CHECK);
+    }
+    (config, left_out)
 }
 
 /// Returns the settings of a new container on `base` that runs as an image says: what [`exported_config`] put into it.
@@ -221,6 +225,9 @@ pub fn begins_with(layers: &[Digest], image: &[Digest]) -> bool {
     !image.is_empty() && layers.starts_with(image)
 }
 
+/// The name of the setting that tells whether a container is healthy.
+const HEALTH_CHECK: &str = "health check";
+
 fn settings_left_out(spec: &ContainerSpec) -> Vec<&'static str> {
     let capabilities = !spec.cap_add.is_empty() || !spec.cap_drop.is_empty();
     let table = [
@@ -232,7 +239,7 @@ fn settings_left_out(spec: &ContainerSpec) -> Vec<&'static str> {
         ("init", spec.init),
         ("terminal", spec.tty),
         ("interactive", spec.interactive),
-        ("health check", spec.health.is_some()),
+        (HEALTH_CHECK, spec.health.is_some()),
         ("runtime", spec.runtime.is_some()),
         ("stop timeout", spec.stop_timeout_s.is_some()),
     ];

@@ -3,6 +3,7 @@
 //! Fields follow the OCI image configuration (image-spec, `config.md`); fields we do not use are not kept.
 
 use crate::id::{Digest, LayerId};
+use crate::spec::HealthCheck;
 use crate::time::Time;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -24,12 +25,16 @@ pub struct ImageConfig {
     pub workdir: Option<String>,
     /// Signal that asks the process to end.
     pub stop_signal: Option<String>,
-    /// Paths the image expects to be volumes; shown, not honoured: they are part of the generation (design 1).
+    /// Paths the image expects to be volumes: the first start makes the directories, which are part of the generation
+    /// (design 1).
     pub volumes: Vec<String>,
     /// Labels as `NAME=value`, sorted.
     pub labels: Vec<String>,
     /// `amd64`, `arm64`, …
     pub architecture: Option<String>,
+    /// How to tell whether it is healthy; a container's own check stands over it. Absent in records of before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 /// An image in a store.

@@ -2,6 +2,7 @@
 //!
 //! These are settings of the container, not of one run; they override what the image says (row A7).
 
+use crate::image::ImageConfig;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -87,10 +88,19 @@ pub enum Network {
     Bridge,
 }
 
+impl ContainerSpec {
+    /// Returns the check of a container on this image: its own, else the image's; none where its own has no command.
+    #[must_use]
+    pub fn health_on<'a>(&'a self, image: &'a ImageConfig) -> Option<&'a HealthCheck> {
+        let check = self.health.as_ref().or(image.health.as_ref());
+        check.filter(|check| !check.command.is_empty())
+    }
+}
+
 /// A command run inside the container from time to time to tell whether it is healthy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// Arguments; a single element is given to `/bin/sh -c`.
+    /// Arguments; a single element is given to `/bin/sh -c`. Without any nothing is checked, whatever the image says.
     pub command: Vec<String>,
     /// Seconds between two checks.
     pub interval_s: u32,

@@ -278,6 +278,7 @@ fn an_image() -> Image {
         volumes: texts(&["/var/lib/data"]),
         labels: texts(&["version=12"]),
         architecture: Some("amd64".into()),
+        health: None,
     };
     Image {
         digest: image(1),

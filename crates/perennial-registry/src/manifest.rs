@@ -2,6 +2,7 @@
 
 use perennial_core::id::Digest;
 use perennial_core::image::ImageConfig;
+use perennial_core::spec::HealthCheck;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -306,11 +307,42 @@ struct ProcessDocument {
     labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "null_is_default")]
     stop_signal: String,
+    #[serde(deserialize_with = "null_is_default")]
+    healthcheck: serde_json::Value,
 }
 
 /// Go writes an empty list or map as `null`.
 fn null_is_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
+}
+
+/// Reads Docker's addition `Healthcheck`: `Test` is `["CMD", …]`, `["CMD-SHELL", LINE]`, or anything else for none;
+/// times are in nanoseconds, and 0 stands for what Docker does without being told. What is none of this is no check.
+fn health(document: &serde_json::Value) -> Option<HealthCheck> {
+    let test = document.get("Test")?.as_array()?;
+    let words = test.iter().map(|word| word.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()?;
+    let command = match words.split_first()? {
+        (kind, [line]) if kind == "CMD-SHELL" && !line.is_empty() => vec![line.clone()],
+        // A single word would go to the shell.
+        (kind, [program]) if kind == "CMD" && !program.is_empty() => {
+            ["/bin/sh", "-c", "exec \"$0\"", program].map(str::to_owned).to_vec()
+        }
+        (kind, command) if kind == "CMD" && command.first().is_some_and(|program| !program.is_empty()) => {
+            command.to_vec()
+        }
+        _ => return None,
+    };
+    let number = |name: &str| document.get(name).and_then(serde_json::Value::as_u64).filter(|number| *number > 0);
+    let seconds = |name: &str, otherwise: u32| {
+        number(name).map_or(otherwise, |nanos| u32::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u32::MAX))
+    };
+    Some(HealthCheck {
+        command,
+        interval_s: seconds("Interval", 30),
+        timeout_s: seconds("Timeout", 30),
+        retries: number("Retries").map_or(3, |retries| u32::try_from(retries).unwrap_or(u32::MAX)),
+        start_period_s: seconds("StartPeriod", 0),
+    })
 }
 
 /// Reads an image's configuration; returns it and the digests of its uncompressed layers, oldest first.
@@ -331,6 +363,49 @@ pub(crate) fn config(bytes: &[u8]) -> Result<(ImageConfig, Vec<Digest>), Manifes
         volumes: process.volumes.into_keys().collect(),
         labels: process.labels.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         architecture: document.architecture.and_then(some),
+        health: health(&process.healthcheck),
     };
     Ok((config, document.rootfs.diff_ids))
+}
+
+#[cfg(test)]
+mod health_tests {
+    use super::{HealthCheck, health};
+    use serde_json::json;
+
+    #[test]
+    fn a_health_check_is_read_as_docker_writes_it() {
+        let check = |command: &[&str]| {
+            let command = command.iter().map(|word| (*word).to_owned()).collect();
+            Some(HealthCheck { command, interval_s: 30, timeout_s: 30, retries: 3, start_period_s: 0 })
+        };
+        let table = [
+            (json!(null), None),
+            (json!({}), None),
+            (json!({"Test": null}), None),
+            (json!({"Test": []}), None),
+            (json!({"Test": ["NONE"]}), None),
+            (json!({"Test": ["CMD"]}), None),
+            (json!({"Test": ["CMD", ""]}), None),
+            (json!({"Test": ["CMD", 1]}), None),
+            (json!({"Test": "CMD true"}), None),
+            (json!({"Test": ["CMD-SHELL", "a && b"]}), check(&["a && b"])),
+            (json!({"Test": ["CMD-SHELL", "a", "b"]}), None),
+            (json!({"Test": ["CMD", "curl", "-f"], "Interval": 0, "Retries": "x"}), check(&["curl", "-f"])),
+            (json!({"Test": ["CMD", "/a b"]}), check(&["/bin/sh", "-c", "exec \"$0\"", "/a b"])),
+            (
+                json!({"Test": ["CMD-SHELL", "a"], "Interval": 1, "Timeout": 2_000_000_000, "StartPeriod": 5_000_000_000_u64, "Retries": 7}),
+                check(&["a"]).map(|check| HealthCheck {
+                    interval_s: 1,
+                    timeout_s: 2,
+                    retries: 7,
+                    start_period_s: 5,
+                    ..check
+                }),
+            ),
+        ];
+        for (document, expected) in table {
+            assert_eq!(health(&document), expected, "{document}");
+        }
+    }
 }

@@ -30,3 +30,4 @@ pub mod seccomp;
 mod signals;
 pub mod supervise;
 pub mod user;
+pub mod volumes;

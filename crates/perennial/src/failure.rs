@@ -80,6 +80,21 @@ impl Failure {
         Self { error: anyhow::anyhow!("{message}"), hint: None, code }
     }
 
+    /// Makes a failure of what the parser of the command line found: its first paragraph, and the others as the hint.
+    pub fn of_command_line(error: &clap::Error) -> Self {
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return Self::new(Code::Usage, "a command is missing").hint("`perennial --help` lists them");
+        }
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = error.to_string();
+        let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let failure = Self::new(Code::Usage, words(message.strip_prefix("error: ").unwrap_or(message)));
+        match words(rest) {
+            hint if hint.is_empty() => failure,
+            hint => failure.hint(hint),
+        }
+    }
+
     /// Adds what to do about it, in place of an earlier hint.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -5,7 +5,7 @@ mod stage;
 use anyhow::{Result, ensure};
 use perennial_testkit::cli::Perennial;
 use perennial_testkit::host::{run, wait_until};
-use stage::{MODES, SOON, Stage, complains, texts, write};
+use stage::{MODES, SOON, Stage, complains, text, texts, write};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -61,6 +61,83 @@ fn unknown_names_are_not_found() -> Result<()> {
         stage.refused_unchanged(args, 3, &["there is no generation 9", "1, 2"])?;
     }
     stage.refused_unchanged(&["rollback", "web", "--undo"], 3, &["web"])
+}
+
+#[test]
+fn errors_of_the_command_line_are_json_where_json_is_asked_for() -> Result<()> {
+    let stage = Stage::empty()?;
+    for (args, named) in [
+        (&["--json", "run"][..], "<NAME>"),
+        (&["run", "x", "--bogus", "--json"], "--bogus"),
+        (&["--json"], "command"),
+        (&["stop", "--json", "x", "--time", "-1"], "-1"),
+    ] {
+        let run = stage.run(args)?.code_is(2)?;
+        assert_eq!(run.out(), "", "{args:?}");
+        let told: serde_json::Value = serde_json::from_str(&run.err())?;
+        assert_eq!(told["error"]["code"], "usage", "{args:?}");
+        let message = text(&told, "/error/message")?;
+        assert!(message.contains(named) && !message.contains('\n'), "{message}");
+        text(&told, "/error/hint")?;
+    }
+    // What comes after `--` is for the container.
+    let run = stage.run(&["run", "--bogus", "--", "--json"])?.code_is(2)?;
+    assert!(run.err().starts_with("error: unexpected argument '--bogus'"), "{}", run.err());
+    stage.ok(&["--json", "--help"])?;
+    Ok(())
+}
+
+#[test]
+fn command_that_makes_nothing_makes_no_root() -> Result<()> {
+    let stage = Stage::empty()?;
+    let file = stage.path("file");
+    write(&file, "x")?;
+    let missing = stage.root().display().to_string();
+    for args in [
+        &["ps"][..],
+        &["generations", "web"],
+        &["inspect", "web"],
+        &["logs", "web"],
+        &["diff", "web@1", "web@2"],
+        &["df"],
+        &["gc"],
+        &["image", "ls"],
+        &["doctor"],
+        &["doctor", "--rebuild"],
+        &["remote", "ls"],
+        &["rm", "web"],
+        &["start", "web"],
+    ] {
+        let told = stage.refused_with(args, 3, &["there is no root in", &missing, "--root"])?;
+        assert!(told.contains("`create`, `run`"), "{told}");
+        assert!(!stage.root().exists(), "{args:?} made a root");
+    }
+    let named = stage.command(&["ps"]).env_clear().env("PERENNIAL_ROOT", stage.path("typo")).output()?;
+    assert_eq!(named.status.code(), Some(3));
+    fs::create_dir(stage.root())?;
+    stage.refused_with(&["ps"], 3, &[&missing])?;
+    assert!(fs::read_dir(stage.root())?.next().is_none(), "an empty directory is no root either");
+    stage.import(stage::box_tar()?, "box")?;
+    stage.ok(&["ps"])?;
+    Ok(())
+}
+
+/// The root of the machine is made by what is made first; a person types `ps` before that.
+#[test]
+fn machine_without_a_root_lists_nothing() -> Result<()> {
+    let stage = Stage::empty()?;
+    let empty = stage.path("empty");
+    fs::create_dir(&empty)?;
+    // In a mount namespace of its own, where nothing is in /var/lib.
+    let script = format!(
+        "mount --bind {} /var/lib && unset PERENNIAL_ROOT && for what in ps 'image ls' 'remote ls'; do \
+         {bin} --json $what && {bin} $what; done; {bin} generations web || echo $?; ls /var/lib",
+        empty.display(),
+        bin = env!("CARGO_BIN_EXE_perennial"),
+    );
+    let shown = run(Command::new("unshare").args(["--mount", "sh", "-ec", &script]))?;
+    assert_eq!(String::from_utf8(shown.stdout)?, "[]\n[]\n[]\n3\n");
+    Ok(())
 }
 
 #[test]
@@ -306,13 +383,13 @@ fn roots_keep_apart_from_each_other_and_from_what_is_not_theirs() -> Result<()> 
     write(&file, "a file")?;
     let nested = [one.root().join("layers/inner"), one.root().join("inner/most")];
     for path in [&foreign, &file, &nested[0], &nested[1]] {
-        let run = at(path).run(&["ps"])?.code_is(2)?;
+        let run = at(path).run(&["create", "x", "--image", "box"])?.code_is(2)?;
         complains(&run.err(), &[&path.display().to_string()]).or_else(|_| complains(&run.err(), &["root"]))?;
     }
     assert_eq!(stage::names(&foreign)?.len(), 1);
     assert!(!nested.iter().any(|path| path.exists()));
     let open = one.path("open");
-    at(&open).ok(&["ps"])?;
+    at(&open).run(&["create", "x", "--image", "box"])?.code_is(3)?;
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
     complains(&at(&open).run(&["ps"])?.code_is(5)?.err(), &["open", "777"])
 }
@@ -364,6 +441,25 @@ fn caller_without_privileges_is_told_so() -> Result<()> {
     before.assert_same(&stage.state()?)
 }
 
+/// What the hint of refused settings says leads to a container with other settings and the same state.
+#[test]
+fn state_reaches_a_container_with_other_settings_as_the_hint_says() -> Result<()> {
+    let stage = two_generations()?;
+    let told = stage.refused_with(&["run", "web", "--volume", "/srv:/srv", "--", "true"], 4, &["--volume"])?;
+    let (layout, volume) = (format!("oci:{}", stage.path("layout").display()), stage.path("volume"));
+    for step in ["`perennial export web oci:DIR`", "`perennial image import oci:DIR IMAGE`", "`perennial create`"] {
+        assert!(told.contains(step), "{told}");
+    }
+    fs::create_dir(&volume)?;
+    write(volume.join("f"), "host\n")?;
+    stage.ok(&["export", "web", &layout])?;
+    stage.ok(&["image", "import", &layout, "moved"])?;
+    let option = format!("{}:/data", volume.display());
+    stage.ok(&["create", "other", "--image", "moved", "--volume", &option])?;
+    assert_eq!(stage.ok(&["run", "other", "--", "cat", "/root/f", "/data/f"])?.out(), "2\nhost\n");
+    Ok(())
+}
+
 #[test]
 fn volume_without_its_source_is_named() -> Result<()> {
     let stage = Stage::new()?;
@@ -371,7 +467,8 @@ fn volume_without_its_source_is_named() -> Result<()> {
     stage.ok(&["create", "web", "--image", "box", "--volume", &format!("{missing}:/data")])?;
     for mode in MODES {
         let run = stage.run(&["run", "web", "--mode", mode, "--", "true"])?.code_is(125)?;
-        complains(&run.err(), &[&missing])?;
+        complains(&run.err(), &[&missing, "make that file or directory on the host again"])?;
+        assert!(!run.err().contains("rollback"), "it cannot help: {}", run.err());
     }
     assert!(stage.seqs("web")?.is_empty());
     assert!(!Path::new(&missing).exists());

@@ -131,6 +131,11 @@ fn a28_gc_ends_and_saves_a_run_whose_supervisor_died_as_its_plan_says() -> Resul
     let done: Value = stage.json(&["gc"])?;
     assert_eq!((&done["plan"]["recover"], &done["done"]), (&expected, &json!(true)));
     assert_eq!(stage.generation("web", 1)?["kind"], json!("salvage"));
+    let listed = stage.ok(&["generations", "web"])?.out();
+    assert!(listed.contains("\n0 of 5 kept and 1 salvage;"), "{listed}");
+    let shown = stage.ok(&["ps"])?.out();
+    assert!(shown.contains(" 0/5 + 1 salvage "), "{shown}");
+    assert_eq!(stage.json::<Value>(&["generations", "web"])?["counted"], 0);
     stage.assert_only_generations_left("web")?;
     assert_eq!(stage.sh_ok("web", "cat /kept")?, "1\n");
     assert_eq!(findings(&stage, 0)?, [""; 0]);

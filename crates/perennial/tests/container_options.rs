@@ -5,8 +5,9 @@ mod stage;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use perennial_testkit::host::{run, wait_until};
-use serde_json::Value;
-use stage::{SOON, Stage, complains, text, texts, write};
+use perennial_testkit::image::{Compression, ImageText, oci_layout};
+use serde_json::{Value, json};
+use stage::{MODES, SOON, Stage, complains, text, texts, write};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -340,6 +341,54 @@ fn image_configuration_is_honoured_and_overridden() -> Result<()> {
     wait_ready(&stage, "stopped")?;
     stage.ok(&["stop", "stopped"])?;
     assert_eq!(stage.generation("stopped", 1)?["exit_code"], 5);
+    Ok(())
+}
+
+/// Imports busybox under the name `box` with this object as what the image says about running it.
+fn import_saying(stage: &Stage, config: Value) -> Result<()> {
+    let (rootfs, layout) = (stage.rootfs("rootfs")?, stage.path("layout"));
+    fs::create_dir(&layout)?;
+    oci_layout(&layout, &[&rootfs], &ImageText(config), Compression::None)?;
+    stage.import_from(&format!("oci:{}", layout.display()), "box").map(drop)
+}
+
+#[test]
+fn volume_of_an_image_is_a_directory_of_the_generations() -> Result<()> {
+    for mode in MODES {
+        let stage = Stage::empty()?;
+        import_saying(&stage, json!({"Volumes": {"/data": {}, "/srv/a/b": {}, "/root": {}}}))?;
+        assert_eq!(stage.sh_in(mode, "web", "echo 1 >/data/f; ls -d /srv/a/b")?.ok()?.out(), "/srv/a/b\n");
+        assert_eq!(stage.sh_in(mode, "web", "cat /data/f; rm -r /data /srv")?.ok()?.out(), "1\n");
+        assert_eq!(stage.sh_in(mode, "web", "ls -d /data /srv; true")?.ok()?.out(), "", "it was removed inside");
+        stage.ok(&["rollback", "web", "--to", "1"])?;
+        assert_eq!(stage.sh_in(mode, "web", "cat /data/f")?.ok()?.out(), "1\n");
+    }
+    Ok(())
+}
+
+#[test]
+fn health_check_of_an_image_is_honoured_and_overridden() -> Result<()> {
+    const SECOND: u64 = 1_000_000_000;
+    let stage = Stage::empty()?;
+    let check = json!({"Test": ["CMD-SHELL", "test -e /ok"], "Interval": SECOND, "Timeout": 5 * SECOND, "Retries": 2});
+    import_saying(&stage, json!({"Healthcheck": check}))?;
+    let shown = stage.json::<Value>(&["image", "inspect", "box"])?;
+    let expected =
+        json!({"command": ["test -e /ok"], "interval_s": 1, "timeout_s": 5, "retries": 2, "start_period_s": 0});
+    assert_eq!(shown["config"]["health"], expected);
+    stage.idle("web", &["--good-after", "1s"])?;
+    stage.idle("own", &["--health-cmd", "true", "--health-interval", "1s", "--good-after", "1s"])?;
+    stage.idle("off", &["--health-cmd", "none"])?;
+    wait_until("it is unhealthy", SOON, || Ok(stage.conditions("web")? == ["Unhealthy"]))?;
+    stage.inside("web", "touch /ok")?;
+    wait_until("it is healthy again", SOON, || Ok(stage.conditions("web")?.is_empty()))?;
+    for (name, health) in [("web", "good"), ("own", "good"), ("off", "unknown")] {
+        assert!(stage.conditions(name)?.is_empty(), "{name}");
+        stage.ok(&["stop", name])?;
+        assert_eq!(text(&stage.generation(name, 1)?, "/health")?, health, "{name}");
+    }
+    stage.ok(&["drill", "web"])?;
+    stage.refused_with(&["drill", "off"], 2, &["off has no health check"])?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ mod stage;
 use anyhow::{Result, anyhow};
 use perennial_testkit::host::{wait_until, wait_within};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use stage::terminal::Terminal;
 use stage::{IDLE, SOON, Stage, complains, next_second, text};
 use std::fs::{self, File};
@@ -233,7 +233,8 @@ fn attached_pipes_follow_the_process_to_its_end() -> Result<()> {
 fn logs_keep_what_was_printed_and_choose_from_it() -> Result<()> {
     let stage = Stage::new()?;
     stage.sh_ok("other", "echo problem >&2")?;
-    assert_eq!(stage.ok(&["logs", "other"])?.out(), "problem\n");
+    let other = stage.ok(&["logs", "other"])?;
+    assert_eq!((other.out(), other.err()), (String::new(), "problem\n".to_owned()));
     stage.sh_ok("web", "for i in 1 2 3; do echo line $i; done; printf unfinished")?;
     assert_eq!(stage.ok(&["logs", "web"])?.out(), "line 1\nline 2\nline 3\nunfinished");
     assert_eq!(stage.ok(&["logs", "web", "--tail", "2"])?.out(), "line 3\nunfinished");
@@ -247,6 +248,32 @@ fn logs_keep_what_was_printed_and_choose_from_it() -> Result<()> {
     let all = stage.ok(&["logs", "web", "--since", "2020-01-01T00:00:00Z"])?.out();
     assert_eq!(all, "line 1\nline 2\nline 3\nunfinished\nlater\n");
     stage.refused_unchanged(&["logs", "web", "--since", "yesterday"], 2, &["yesterday"])
+}
+
+#[test]
+fn logs_are_the_bytes_that_were_printed_and_each_stream_is_by_itself() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.sh_ok("web", r"printf 'a\377b\n'; printf 'e\376\n' >&2; printf '\375'")?;
+    let logs = stage.ok(&["logs", "web"])?;
+    assert_eq!(logs.stdout, b"a\xffb\n\xfd");
+    assert_eq!(logs.stderr, b"e\xfe\n");
+    let logs = stage.ok(&["logs", "web", "--json"])?;
+    assert_eq!(logs.stderr, b"");
+    let entries = logs.out().lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let of = |stream: &str| entries.iter().filter(|e| e["stream"] == stream).map(|e| e["text_bytes"].clone()).collect();
+    let [out, err]: [Vec<Value>; 2] = [of("stdout"), of("stderr")];
+    assert_eq!(out, [json!(b"a\xffb\n"), json!(b"\xfd")]);
+    assert_eq!(err, [json!(b"e\xfe\n")]);
+    assert!(entries.iter().all(|e| text(e, "/at").is_ok() && text(e, "/text").is_ok()), "{entries:?}");
+    // A terminal has one stream.
+    stage.ok(&["create", "tty", "--image", "box", "--tty", "--", "sh", "-c", "echo out; echo err >&2"])?;
+    stage.ok(&["start", "tty", "--detach"])?;
+    stage.wait_phase("tty", "Dormant")?;
+    let plain: Value = stage.json(&["logs", "tty", "--tail", "1"])?;
+    assert_eq!((plain["text"].as_str(), plain.get("text_bytes")), (Some("err\r\n"), None));
+    let logs = stage.ok(&["logs", "tty"])?;
+    assert_eq!((logs.out(), logs.err()), ("out\r\nerr\r\n".to_owned(), String::new()));
+    Ok(())
 }
 
 #[test]

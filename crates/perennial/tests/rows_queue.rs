@@ -244,6 +244,27 @@ fn container_stays_on_its_image_when_the_name_moves() -> Result<()> {
     Ok(())
 }
 
+/// A30: an image that is needed stays, and says by whom, in order and not without end.
+#[test]
+fn image_that_many_containers_need_names_the_first_in_order() -> Result<()> {
+    let stage = Stage::new()?;
+    for name in ["g", "c", "a", "f", "b", "e", "d"] {
+        stage.ok(&["create", name, "--image", "box"])?;
+    }
+    stage.refused_unchanged(&["image", "rm", "box"], 4, &["needed by a, b, c, d, e and 2 more"])
+}
+
+/// A31: the bound that cannot be kept is the one that is named.
+#[test]
+fn a_bound_on_bytes_that_cannot_be_kept_is_named() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok(&["run", "web", "--image", "box", "--keep-bytes", "1", "--", "sh", "-c", "echo 1 >/root/f"])?;
+    wait_until("the bound on bytes is looked at", SOON, || Ok(!stage.conditions("web")?.is_empty()))?;
+    let message = text(&stage.inspect("web")?, "/conditions/0/message")?.to_owned();
+    assert!(message.contains("bytes (1)") && message.ends_with("raise --keep-bytes"), "{message}");
+    Ok(())
+}
+
 /// A31: where everything is protected the queue grows, and says so.
 #[test]
 fn pinned_generations_block_retention_visibly() -> Result<()> {

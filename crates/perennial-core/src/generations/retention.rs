@@ -65,8 +65,9 @@ impl Queue {
         newest().find(|g| g.health == Health::Good).or_else(|| newest().find(is_clean))
     }
 
-    /// Number of generations that count against the capacity.
-    fn counted(&self) -> usize {
+    /// Number of generations that count against the capacity; the others are salvages outside it.
+    #[must_use]
+    pub fn counted(&self) -> usize {
         self.generations.len().saturating_sub(self.salvage_exempt().len())
     }
 
@@ -83,7 +84,7 @@ impl Queue {
 }
 
 impl Container {
-    /// Raises or clears `RetentionBlocked` (A31).
+    /// Raises or clears `RetentionBlocked` for the bound on the number of generations (A31).
     pub fn note_retention(&mut self, is_blocked: bool, now: Time) {
         if is_blocked {
             let message = alloc::format!(
@@ -95,5 +96,14 @@ impl Container {
         } else {
             self.clear(ConditionKind::RetentionBlocked);
         }
+    }
+
+    /// Raises `RetentionBlocked` for a bound on bytes that cannot be kept (A31); the next exit looks again.
+    pub fn note_bytes_blocked(&mut self, keep_bytes: u64, now: Time) {
+        let message = alloc::format!(
+            "every generation left is pinned, current or the last good one, and they take more than the bound on bytes \
+             ({keep_bytes}); unpin one or raise --keep-bytes"
+        );
+        self.raise(ConditionKind::RetentionBlocked, now, message);
     }
 }

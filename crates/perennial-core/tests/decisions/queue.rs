@@ -5,6 +5,7 @@ use perennial_core::container::{ConditionKind, Event, Phase, StartMode};
 use perennial_core::generations::choose::{Selector, choose};
 use perennial_core::generations::{Frozen, Health, KEEP_MAX, Kind, Policy, PolicyError, commit_exit};
 use perennial_core::id::Seq;
+use perennial_core::time::Time;
 
 #[test]
 fn a5_the_first_run_makes_an_empty_queue_and_no_later_one_replaces_it() {
@@ -179,6 +180,21 @@ fn a31_where_all_are_pinned_the_queue_grows_and_says_so() {
     assert_eq!(appended.evicted, seqs(&[2, 4]), "4 is neither pinned nor current any more");
     assert_eq!(world.listed(), [1, 3, 5]);
     assert!(!world.container.has(ConditionKind::RetentionBlocked));
+}
+
+#[test]
+fn a31_a_bound_on_bytes_that_cannot_be_kept_is_named_as_such() {
+    let mut world = World::with_exits(3, 1);
+    world.container.note_bytes_blocked(1, Time::from_unix_nanos(world.now));
+    let [condition] = world.container.conditions.as_slice() else { panic!("one condition is expected") };
+    assert_eq!(condition.kind, ConditionKind::RetentionBlocked);
+    assert!(
+        condition.message.ends_with("bound on bytes (1); unpin one or raise --keep-bytes"),
+        "{}",
+        condition.message
+    );
+    world.run(&Course::clean());
+    assert!(!world.container.has(ConditionKind::RetentionBlocked), "the next exit looks again");
 }
 
 #[test]

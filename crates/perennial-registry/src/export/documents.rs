@@ -61,8 +61,19 @@ impl ImageText {
 
     /// Empty fields are left out: engines tell an empty list from none.
     fn process(&self) -> Value {
-        let ImageConfig { entrypoint, cmd, env, user, workdir, stop_signal, volumes, labels, architecture: _ } =
-            &self.config;
+        // What tells whether a container is healthy is not part of the OCI image configuration.
+        let ImageConfig {
+            entrypoint,
+            cmd,
+            env,
+            user,
+            workdir,
+            stop_signal,
+            volumes,
+            labels,
+            architecture: _,
+            health: _,
+        } = &self.config;
         let mut fields = Map::new();
         for (name, list) in [("Entrypoint", entrypoint), ("Cmd", cmd), ("Env", env)] {
             if !list.is_empty() {

@@ -15,7 +15,7 @@ pub use store::*;
 pub use travel::*;
 
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where state is kept unless `--root` says otherwise.
 pub const ROOT_DEFAULT: &str = "/var/lib/perennial";
@@ -28,9 +28,9 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 
 #[derive(Debug, Parser)]
 #[command(name = "perennial", version, after_help = EXIT_CODES, max_term_width = 120)]
 pub struct Cli {
-    /// Directory that holds everything
-    #[arg(long, global = true, env = "PERENNIAL_ROOT", default_value = ROOT_DEFAULT, value_name = "DIR")]
-    pub root: PathBuf,
+    /// Directory that holds everything [default: /var/lib/perennial]
+    #[arg(long, global = true, env = "PERENNIAL_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
     /// Print results, and errors, as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -40,6 +40,13 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Returns where everything is held.
+    pub fn root_path(&self) -> &Path {
+        self.root.as_deref().unwrap_or(Path::new(ROOT_DEFAULT))
+    }
 }
 
 /// The commands.

@@ -3,7 +3,6 @@
 use crate::failure::Failure;
 use perennial_core::travel::clean;
 use serde_json::{Value, json};
-use std::io::Write as _;
 
 /// How results are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +15,21 @@ pub enum Style {
 
 /// Prints text; a closed pipe ends the program quietly, as it ends other programs.
 pub fn text(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
+    bytes(text.as_bytes());
+}
+
+/// Prints bytes as they are, in the same way.
+pub fn bytes(bytes: &[u8]) {
+    write(&mut std::io::stdout().lock(), bytes);
+}
+
+/// Prints bytes as they are on standard error: what a container has printed there.
+pub fn bytes_beside(bytes: &[u8]) {
+    write(&mut std::io::stderr().lock(), bytes);
+}
+
+fn write(to: &mut dyn std::io::Write, bytes: &[u8]) {
+    if to.write_all(bytes).and_then(|()| to.flush()).is_err() {
         std::process::exit(141);
     }
 }

@@ -137,13 +137,23 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<()> {
             phase_name(container).to_owned(),
             container.image_name.clone(),
             queue.and_then(|queue| queue.current).map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
-            format!("{}/{}", queue.map_or(0, |queue| queue.generations.len()), container.policy.keep),
+            fill_of(container),
             last_exit.unwrap_or_else(|| "-".to_owned()),
             conditions.join(", "),
         ]);
     }
     output::text(&table::render(&rows));
     Ok(())
+}
+
+/// Returns how full a container's queue is; a salvage that does not count is named beside it.
+fn fill_of(container: &Container) -> String {
+    let queue = container.queue.as_ref();
+    let counted = format!("{}/{}", queue.map_or(0, Queue::counted), container.policy.keep);
+    match queue.and_then(generations::salvages) {
+        Some(salvages) => format!("{counted} + {salvages}"),
+        None => counted,
+    }
 }
 
 /// Returns a container as JSON, as `inspect --json` shows it.

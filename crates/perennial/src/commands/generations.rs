@@ -11,7 +11,7 @@ use crate::engine::history::Pinned;
 use crate::failure::Result;
 use perennial_core::container::Container;
 use perennial_core::generations::choose::{Selector, choose};
-use perennial_core::generations::{Generation, Health};
+use perennial_core::generations::{Generation, Health, Queue};
 use perennial_core::layers::Form;
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ fn as_json(context: &Context, container: &Container) -> Result<Value> {
         "container": container.name.as_str(),
         "current": queue.and_then(|queue| queue.current),
         "capacity": container.policy.keep,
+        "counted": queue.map_or(0, Queue::counted),
         "keep_bytes": container.policy.keep_bytes,
         "generations": generations,
     }))
@@ -116,8 +117,18 @@ fn as_table(context: &Context, container: &Container) -> String {
             remarks.join("; "),
         ]);
     }
-    let count = queue.generations.len();
-    format!("{}{count} of {} kept; * is where the next start begins\n", table::render(&rows), container.policy.keep)
+    let kept = format!("{} of {} kept", queue.counted(), container.policy.keep);
+    let beside = salvages(queue).map_or_else(String::new, |salvages| format!(" and {salvages}"));
+    format!("{}{kept}{beside}; * is where the next start begins\n", table::render(&rows))
+}
+
+/// Returns the salvages that do not count against the capacity, in words; nothing where there is none.
+pub fn salvages(queue: &Queue) -> Option<String> {
+    match queue.generations.len().saturating_sub(queue.counted()) {
+        0 => None,
+        1 => Some("1 salvage".to_owned()),
+        count => Some(format!("{count} salvages")),
+    }
 }
 
 /// Protects a generation against eviction, or ends that.

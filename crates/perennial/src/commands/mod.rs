@@ -6,6 +6,8 @@ mod export;
 mod generations;
 mod image;
 mod import;
+mod logs;
+mod missing;
 mod pack;
 mod reference;
 mod registry;
@@ -55,12 +57,15 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         return registry::registry(args, style).map(|()| ExitCode::SUCCESS);
     }
     require_root()?;
+    if missing::answer(&cli, style)? == missing::Answer::Listed {
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Command::Doctor(args) = &cli.command
         && args.rebuild
     {
-        return doctor::rebuild(&cli.root, style, args.dry_run);
+        return doctor::rebuild(cli.root_path(), style, args.dry_run);
     }
-    let engine = Engine::open(&cli.root)?;
+    let engine = Engine::open(cli.root_path())?;
     let context = Context { engine, style, timings: cli.timings };
     if let Command::Supervise(args) = cli.command {
         return run::supervise(context, args);
@@ -76,7 +81,7 @@ fn execute(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Stop(args) => run::stop(context, &args),
         Command::Exec(args) => return run::exec(context, args),
         Command::Attach(args) => return run::attach(context, &args),
-        Command::Logs(args) => run::logs(context, &args),
+        Command::Logs(args) => logs::logs(context, &args),
         Command::Ps(args) => container::ps(context, &args),
         Command::Inspect(args) => container::inspect(context, &args),
         Command::Rm(args) => container::rm(context, &args),

@@ -1,9 +1,7 @@
-//! `run`, `start`, `stop`, `exec`, `attach`, `logs`, and the supervisor they start.
+//! `run`, `start`, `stop`, `exec`, `attach`, and the supervisor they start.
 
 use super::{Context, settings};
-use crate::cli::args::{
-    ExecArgs, LogsArgs, ModeArg, NameArg, RunArgs, StartArgs, StopArgs, SuperviseArgs, TerminalArgs,
-};
+use crate::cli::args::{ExecArgs, ModeArg, NameArg, RunArgs, StartArgs, StopArgs, SuperviseArgs, TerminalArgs};
 use crate::cli::output::{self, Style};
 use crate::cli::progress::ThawBar;
 use crate::clock;
@@ -13,10 +11,9 @@ use crate::engine::supervise::{Report, supervise as supervise_run};
 use crate::engine::thaw::Thawing;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Given, Phase, StartMode};
-use perennial_core::id::{ContainerId, ContainerName};
+use perennial_core::id::ContainerName;
 use perennial_core::process::{ExecSettings, Process, ProcessFacts, UserSpec, resolve, resolve_exec, user_of};
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
-use perennial_runtime::logs::{LogLine, LogReader, ReadOptions};
 use perennial_runtime::oci::ExecPlan;
 use perennial_runtime::user;
 use serde_json::{Value, json};
@@ -26,8 +23,6 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-/// How often `logs --follow` looks for more.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
 /// How often a command looks whether a run it cannot talk to has ended.
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 /// How often it looks at one that it can talk to, and that tells its end.
@@ -68,7 +63,10 @@ fn refuse_settings(context: &Context, name: &ContainerName, args: &RunArgs) -> R
             Code::Conflict,
             format!("container {name} exists and keeps its settings: {} cannot be given", given.join(", ")),
         )
-        .hint("leave them out; `perennial set` changes the retention, and `perennial fork` makes another container"));
+        .hint(format!(
+            "leave them out; `perennial set` changes the retention. Other settings need another container: `perennial \
+             export {name} oci:DIR`, `perennial image import oci:DIR IMAGE` and `perennial create` take the state there"
+        )));
     }
     let Some(image) = &args.settings.image else { return Ok(()) };
     let container = context.engine.container_named(name)?.value;
@@ -488,49 +486,5 @@ pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
             };
             Err(Failure::from(failure).code(code))
         }
-    }
-}
-
-/// `logs`: shows what a container has printed.
-///
-/// # Errors
-/// Where it is unknown or the log cannot be read.
-pub fn logs(context: &Context, args: &LogsArgs) -> Result<()> {
-    let name = Engine::parse_name(&args.name)?;
-    let id = context.engine.id_of(&name)?;
-    let since = args
-        .since
-        .as_deref()
-        .map(str::parse)
-        .transpose()
-        .map_err(|error: perennial_core::time::ParseTimeError| Failure::new(Code::Usage, error))?;
-    let mut reader = LogReader::open(&context.engine.log_dir(&id).join("log"));
-    let show = |line: &LogLine| {
-        let mut text = String::from_utf8_lossy(&line.text).into_owned();
-        if args.timestamps {
-            text = format!("{} {text}", line.at);
-        }
-        output::text(&text);
-    };
-    for line in reader.read_all(&ReadOptions { tail: args.tail, since })? {
-        show(&line);
-    }
-    if args.follow {
-        follow(context, &id, &mut reader, &show)?;
-    }
-    Ok(())
-}
-
-/// Shows what is appended until the container has ended and everything has been shown.
-fn follow(context: &Context, id: &ContainerId, reader: &mut LogReader, show: &dyn Fn(&LogLine)) -> Result<()> {
-    loop {
-        let is_running = context.engine.container(id)?.value.phase.run().is_some();
-        while let Some(line) = reader.next_line()? {
-            show(&line);
-        }
-        if !is_running {
-            return Ok(());
-        }
-        clock::wait(FOLLOW_PAUSE);
     }
 }

@@ -72,8 +72,10 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
 
 fn health(args: &SettingsArgs) -> Result<Option<HealthCheck>> {
     let Some(command) = &args.health_cmd else { return Ok(None) };
+    // Nothing to run means that nothing is checked, whatever the image says.
+    let command = if command == "none" { Vec::new() } else { vec![command.clone()] };
     Ok(Some(HealthCheck {
-        command: vec![command.clone()],
+        command,
         interval_s: option("health-interval", parse_duration_s(&args.health_interval))?.max(1),
         timeout_s: option("health-timeout", parse_duration_s(&args.health_timeout))?.max(1),
         retries: args.health_retries.max(1),

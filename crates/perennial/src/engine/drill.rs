@@ -74,14 +74,15 @@ impl Engine {
     /// Where there is nothing to ask, or the shadow cannot be made; nothing is recorded then.
     pub fn drill(&self, request: &DrillRequest) -> Result<Drilled> {
         let container = self.seen(&request.name)?.value;
-        if request.command.is_empty() && container.spec.health.is_none() {
+        let generation = self.chosen(&container, request.selector.as_ref())?;
+        let (seq, image) = (generation.seq, self.image(&generation.image)?.value);
+        if request.command.is_empty() && container.spec.health_on(&image.config).is_none() {
             let message = format!("container {} has no health check, so a drill has nothing to ask", request.name);
             return Err(Failure::new(Code::Usage, message).hint(format!(
                 "give a command that ends with code 0 where all is well: `perennial drill {} -- COMMAND`",
                 request.name
             )));
         }
-        let seq = self.chosen(&container, request.selector.as_ref())?.seq;
         let held = self.hold_layers(&request.name, seq)?;
         let doc = self.seen(&request.name)?;
         // The layers that are held: those of the generation may have been put together meanwhile.
@@ -130,10 +131,9 @@ impl Engine {
         self.mount_run(prepared)?;
         self.note_disposable(&prepared.run.id);
         let process = self.resolve_process(prepared, &request.command)?;
-        let health = match &prepared.spec.health {
-            Some(check) if request.command.is_empty() => Some(health_plan(check.clone(), &process)?),
-            Some(_) | None => None,
-        };
+        let image = self.image(&prepared.run.image)?.value;
+        let check = prepared.spec.health_on(&image.config).filter(|_| request.command.is_empty());
+        let health = check.map(|check| health_plan(check.clone(), &process)).transpose()?;
         let directory = self.root.run_dir(&prepared.run.id);
         let log = directory.join("log");
         let mut session = Session::open(shadow_config(&process, health, &directory))?;

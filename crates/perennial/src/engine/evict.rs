@@ -212,7 +212,7 @@ impl Engine {
         let frees_something = used < *bytes_before;
         let Some(seq) = queue.head_for_eviction().filter(|_| frees_something) else {
             if !doc.value.has(ConditionKind::RetentionBlocked) {
-                doc.value.note_retention(true, now);
+                doc.value.note_bytes_blocked(bound, now);
                 self.save(&mut doc, None)?;
             }
             return Ok(false);

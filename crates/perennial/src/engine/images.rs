@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 /// Longest name of an image, in bytes.
 const NAME_BYTES_MAX: usize = 256;
+/// Most containers, and most generations of one, that an error lists; a person reads no more of them.
+const LISTED_MAX: usize = 5;
 /// Fewest hexadecimal digits by which a digest may be abbreviated.
 const ABBREVIATION_MIN: usize = 6;
 
@@ -267,7 +269,7 @@ impl Engine {
             let seqs: Vec<String> = generations.filter(|g| g.image == *digest).map(|g| g.seq.to_string()).collect();
             let runs = container.phase.run().is_some_and(|run| run.image == *digest);
             if !seqs.is_empty() {
-                needed_by.push(format!("{} (generations {})", container.name, seqs.join(", ")));
+                needed_by.push(format!("{} (generations {})", container.name, listed(&seqs)));
             } else if runs || container.image == *digest {
                 needed_by.push(container.name.to_string());
             }
@@ -277,7 +279,8 @@ impl Engine {
         if needed_by.is_empty() {
             return Ok(());
         }
-        Err(Failure::new(Code::Conflict, format!("image {text} is needed by {}", needed_by.join(", ")))
+        needed_by.sort();
+        Err(Failure::new(Code::Conflict, format!("image {text} is needed by {}", listed(&needed_by)))
             .hint("remove those containers first, or `perennial rebase` them and let their old generations age out"))
     }
 
@@ -329,6 +332,15 @@ impl Engine {
             layer::discard(&self.root, &entry.path(), &format!("staging-{}", LayerId::from_random(random()?)))?;
         }
         Ok(freed)
+    }
+}
+
+/// Lists the first of these and says how many more there are.
+fn listed(items: &[String]) -> String {
+    let first = items.get(..LISTED_MAX).unwrap_or(items).join(", ");
+    match items.len().saturating_sub(LISTED_MAX) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
 

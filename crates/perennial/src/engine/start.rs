@@ -20,7 +20,7 @@ use perennial_core::process::{Process, ProcessFacts, resolve, user_of};
 use perennial_core::spec::ContainerSpec;
 use perennial_runtime::bundle::{self, BundlePlan, HostFacts};
 use perennial_runtime::mount::{self, OverlayPlan, Upper};
-use perennial_runtime::{cgroup, user};
+use perennial_runtime::{cgroup, user, volumes};
 use perennial_store::root::{Lock, LockMode, Wait};
 use perennial_store::tree::{self, Data};
 use std::os::fd::AsFd as _;
@@ -59,7 +59,7 @@ pub struct PreparedRun {
 }
 
 /// What to do where the settings and the state do not fit together.
-pub const UNCHANGED: &str =
+const UNCHANGED: &str =
     "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
 
 impl PreparedRun {
@@ -206,7 +206,12 @@ impl Engine {
         let upper = Upper { upper: directory.join("upper"), work: directory.join("work") };
         let data = self.data_of(needs(&prepared.layers));
         let plan = OverlayPlan { lowers, data, upper: Some(upper), read_only: false };
-        mount::mount(&plan, &directory.join("merged"))?;
+        let merged = directory.join("merged");
+        mount::mount(&plan, &merged)?;
+        if run.origin.is_none() {
+            // Later runs go on from what the first one had: a volume that was removed inside stays so.
+            volumes::make_directories(&merged, &self.image(&run.image)?.value.config.volumes)?;
+        }
         Ok(())
     }
 

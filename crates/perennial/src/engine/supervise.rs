@@ -5,7 +5,7 @@
 
 use super::Engine;
 use super::exit::cgroup_of;
-use super::start::{PreparedRun, StartRequest, UNCHANGED};
+use super::start::{PreparedRun, StartRequest};
 use super::thaw::Thawing;
 use crate::clock::{self, Stopwatch};
 use crate::failure::{Code, Failure, Result};
@@ -15,6 +15,7 @@ use perennial_core::id::{ContainerId, RunId, Seq};
 use perennial_core::process::{Process, resolve_health};
 use perennial_core::spec::HealthCheck;
 use perennial_core::time::Time;
+use perennial_runtime::bundle::BundleError;
 use perennial_runtime::logs::LogConfig;
 use perennial_runtime::oci::StartFailure;
 use perennial_runtime::supervise::{HealthPlan, Session, SessionConfig, SessionEvent};
@@ -183,8 +184,20 @@ fn not_started(mut failure: Failure) -> Failure {
     if failure.code == Code::Failed {
         failure.code = Code::NotStarted;
     }
-    failure.hint.get_or_insert_with(|| UNCHANGED.to_owned());
+    let hint = hint_of_start(&failure);
+    failure.hint.get_or_insert_with(|| hint.to_owned());
     failure
+}
+
+/// What helps against a failed start: another generation does not where the host lacks what the settings name.
+fn hint_of_start(failure: &Failure) -> &'static str {
+    let is_volume = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref::<BundleError>(), Some(BundleError::VolumeSource { .. }))
+    };
+    match failure.error.chain().any(is_volume) {
+        true => "nothing has changed; make that file or directory on the host again, and start the container",
+        false => "nothing has changed: the generations are as they were",
+    }
 }
 
 pub(super) fn start_failure(failure: &StartFailure) -> Failure {
@@ -204,7 +217,9 @@ fn session_config(
 ) -> Result<SessionConfig> {
     let logs = engine.log_dir(&prepared.doc.value.id);
     std::fs::create_dir_all(&logs)?;
-    let health = prepared.spec.health.clone().map(|check| health_plan(check, process)).transpose()?;
+    let image = engine.image(&prepared.run.image)?.value;
+    let check = prepared.spec.health_on(&image.config).cloned();
+    let health = check.map(|check| health_plan(check, process)).transpose()?;
     Ok(SessionConfig {
         tty: process.tty,
         interactive: process.interactive,

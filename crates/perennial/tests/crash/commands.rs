@@ -129,6 +129,10 @@ impl Scenario for Killed {
 
 impl Killed {
     fn check_state(&self, site: &World, outcome: &Outcome) -> Result<()> {
+        if self.before == Before::Nothing {
+            // What looks at a root makes none, so a command that does comes first, where the killed one came to nothing.
+            site.perennial.run(&["create", "nobody", "--image", "nothing"])?.code_is(3)?;
+        }
         let state = site.check_at_rest()?;
         if outcome.hit.is_none() {
             ensure!(outcome.code == Some(0), "it failed: {}", outcome.stderr);

@@ -206,8 +206,17 @@ impl Stage {
         wait_until(&format!("{name} is {phase}"), SOON, || Ok(self.phase(name)? == phase))
     }
 
+    /// Makes the root where there is none yet, with nothing in it: by a command that makes one and then fails.
+    pub(crate) fn make_root(&self) -> Result<()> {
+        match self.root().join("format.json").exists() {
+            true => Ok(()),
+            false => self.run(&["create", "nobody", "--image", "nothing"])?.code_is(3).map(drop),
+        }
+    }
+
     /// Waits until nothing works in the background any more: every supervisor stands over a run.
     pub(crate) fn quiet(&self) -> Result<()> {
+        self.make_root()?;
         let root = self.root().display().to_string();
         wait_until("supervisors of ended runs have gone", SOON, || {
             let listed: Value = self.json(&["ps"])?;

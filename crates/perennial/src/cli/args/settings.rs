@@ -88,7 +88,7 @@ pub struct SettingsArgs {
     /// Run a small init as process 1
     #[arg(long)]
     pub init: bool,
-    /// Command that tells whether the container is healthy
+    /// Command that tells whether the container is healthy, in place of the image's; `none` to check nothing
     #[arg(long, value_name = "COMMAND")]
     pub health_cmd: Option<String>,
     /// Time between health checks
