@@ -6,11 +6,13 @@
 //! [`user_of`] says what to look up, and the answer comes in as [`ProcessFacts::user`].
 
 mod capability;
+mod hostname;
 mod quantity;
 mod signal;
 mod user;
 
 pub use capability::{Capability, ParseCapabilityError, capabilities};
+pub use hostname::{HOSTNAME_BYTES_MAX, ParseHostnameError, hostname_of, parse_hostname};
 pub use quantity::{
     ParseQuantityError, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
 };

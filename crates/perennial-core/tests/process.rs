@@ -4,8 +4,8 @@
 use perennial_core::image::ImageConfig;
 use perennial_core::process::{
     Capability, ExecSettings, GroupRef, PATH_DEFAULT, Process, ProcessError, ProcessFacts, ResolvedUser, Signal,
-    UserRef, UserSpec, capabilities, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
-    resolve, resolve_exec, resolve_health, user_of,
+    UserRef, UserSpec, capabilities, hostname_of, parse_bytes, parse_cpus_milli, parse_duration_s, parse_hostname,
+    parse_memory_bytes, parse_volume, resolve, resolve_exec, resolve_health, user_of,
 };
 use perennial_core::spec::{ContainerSpec, HealthCheck, Volume};
 
@@ -297,5 +297,54 @@ fn capabilities_are_added_and_dropped() {
     assert_eq!(set(&[], &["cap_all"]).0, []);
     for (add, drop) in [(&["FOO"][..], &[][..]), (&["CHOWN"], &["CAP_CHOWN"]), (&["ALL"], &["ALL"]), (&[""], &[])] {
         assert!(capabilities(&texts(add), &texts(drop)).is_err(), "{add:?} {drop:?}");
+    }
+}
+
+#[test]
+fn host_names_are_checked() {
+    let (longest, label) = (format!("{}.{}", "a".repeat(32), "b".repeat(31)), "c".repeat(63));
+    for text in ["a", "7", "web", "Garden.example", "a-b.c_d", "_x", &longest, &label] {
+        assert_eq!(parse_hostname(text).unwrap(), text);
+    }
+    let (too_long, long_label) = (format!("{longest}d"), "c".repeat(64));
+    let refused = [
+        "",
+        "bad host",
+        "a\n",
+        "\n",
+        "a\0",
+        "a/b",
+        "-a",
+        "a-",
+        "a-.b",
+        "a.-b",
+        ".",
+        ".a",
+        "a.",
+        "a..b",
+        "ä",
+        "a:b",
+        &too_long,
+        &long_label,
+    ];
+    for text in refused {
+        assert!(parse_hostname(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn a_container_is_called_by_its_setting_or_by_as_much_of_its_name_as_fits() {
+    let longest = "n".repeat(128);
+    let rows = [
+        (None, "web", "web"),
+        (Some("garden.example"), "web", "garden.example"),
+        (Some(""), "web", "web"),
+        (None, &longest[..64], &longest[..64]),
+        (None, &longest[..65], &longest[..64]),
+        (None, &longest, &longest[..64]),
+    ];
+    for (hostname, name, expected) in rows {
+        let spec = ContainerSpec { hostname: hostname.map(str::to_owned), ..Default::default() };
+        assert_eq!(hostname_of(&spec, &name.parse().unwrap()), expected, "{hostname:?} {name}");
     }
 }

@@ -83,6 +83,13 @@ fn host_name_is_the_given_one_or_the_containers() -> Result<()> {
     let stage = Stage::new()?;
     assert_eq!(said(&stage, "web", &[], "hostname")?, "web\n");
     assert_eq!(said(&stage, "other", &["--hostname", "garden.example"], "hostname")?, "garden.example\n");
+    let longest = "n".repeat(128);
+    let expected = format!("{0}\n{0}\n", &longest[..64]);
+    assert_eq!(said(&stage, &longest, &[], "hostname; echo $HOSTNAME")?, expected);
+    for hostname in ["", "bad host", "a\nb", &longest[..65]] {
+        let args = ["run", "bad", "--image", "box", "--hostname", hostname, "--", "true"];
+        stage.refused_unchanged(&args, 2, &["--hostname"])?;
+    }
     Ok(())
 }
 

@@ -14,7 +14,9 @@ use crate::engine::thaw::Thawing;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
 use perennial_core::id::{ContainerId, ContainerName};
-use perennial_core::process::{ExecSettings, Process, ProcessFacts, UserSpec, resolve, resolve_exec, user_of};
+use perennial_core::process::{
+    ExecSettings, Process, ProcessFacts, UserSpec, hostname_of, resolve, resolve_exec, user_of,
+};
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
 use perennial_runtime::logs::{LogLine, LogReader, ReadOptions};
 use perennial_runtime::oci::ExecPlan;
@@ -455,7 +457,7 @@ pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
     let merged = context.engine.root.run_dir(&run.id).join("merged");
     let image = context.engine.image(&run.image)?.value;
     let base_user = user::lookup(&merged, &user_of(&container.spec, &image.config)?)?;
-    let hostname = container.spec.hostname.clone().unwrap_or_else(|| name.to_string());
+    let hostname = hostname_of(&container.spec, &name);
     // The base is what the container was started with; its command does not matter here, but there must be one.
     let facts = ProcessFacts { user: base_user, hostname };
     let base: Process = resolve(&container.spec, &image.config, Some(&args.command), &facts)?;

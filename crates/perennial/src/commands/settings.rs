@@ -51,7 +51,7 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
         user: args.user.clone(),
         workdir: args.workdir.clone(),
         volumes,
-        hostname: args.hostname.clone(),
+        hostname: args.hostname.as_deref().map(|text| option("hostname", process::parse_hostname(text))).transpose()?,
         limits: Limits {
             memory_bytes: optional("memory", &args.memory, parse_memory_bytes)?,
             cpus_milli: optional("cpus", &args.cpus, parse_cpus_milli)?,

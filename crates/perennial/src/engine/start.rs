@@ -16,7 +16,7 @@ use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, Sta
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::image::Image;
-use perennial_core::process::{Process, ProcessFacts, resolve, user_of};
+use perennial_core::process::{Process, ProcessFacts, hostname_of, resolve, user_of};
 use perennial_core::spec::ContainerSpec;
 use perennial_runtime::bundle::{self, BundlePlan, HostFacts};
 use perennial_runtime::mount::{self, OverlayPlan, Upper};
@@ -63,9 +63,8 @@ pub const UNCHANGED: &str =
     "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
 
 impl PreparedRun {
-    /// The host name inside: the container's own name where its settings give none.
     fn hostname(&self) -> String {
-        self.spec.hostname.clone().unwrap_or_else(|| self.doc.value.name.to_string())
+        hostname_of(&self.spec, &self.doc.value.name)
     }
 }
 

@@ -64,7 +64,7 @@ pub struct SettingsArgs {
     /// Show a host path inside; it is not part of the generations
     #[arg(long, short, value_name = "HOST:INSIDE[:ro]")]
     pub volume: Vec<String>,
-    /// Host name inside
+    /// Host name inside, 1 to 64 letters, digits, '-', '_' and '.' [default: the container's name]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Bound on memory, such as 512m
