@@ -7,12 +7,14 @@
 
 mod capability;
 mod hostname;
+mod program;
 mod quantity;
 mod signal;
 mod user;
 
 pub use capability::{Capability, ParseCapabilityError, capabilities};
 pub use hostname::{HOSTNAME_BYTES_MAX, ParseHostnameError, hostname_of, parse_hostname};
+pub use program::{ExecFacts, ExecRefusal, Found, HEAD_BYTES, Tree, judge};
 pub use quantity::{
     ParseQuantityError, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
 };

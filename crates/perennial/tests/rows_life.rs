@@ -219,6 +219,37 @@ fn failed_start_leaves_no_generation_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// A4, A7: so is one that the kernel refuses only when the container is there, by whatever name and with whatever init.
+#[test]
+fn program_that_the_kernel_refuses_is_a_failed_start() -> Result<()> {
+    let stage = Stage::new()?;
+    let make = "cd /usr/bin; printf '#!/gone/ld\\n' >gone; printf '#!/usr/bin/gone\\n' >deep; echo 'no program' >text; \
+                printf '#!/usr/bin/loop\\n' >loop; chmod +x gone deep text loop";
+    stage.ok(&["create", "init", "--image", "box", "--init"])?;
+    for name in ["web", "init"] {
+        stage.sh_ok(name, make)?;
+    }
+    let rows = [
+        (("web", "gone"), 127, "\"gone\": its interpreter \"/gone/ld\" is missing"),
+        (("web", "/usr/bin/deep"), 127, "\"/usr/bin/gone\": its interpreter \"/gone/ld\" is missing"),
+        (("web", "/usr/bin/text"), 126, "\"/usr/bin/text\": exec format error"),
+        (("web", "loop"), 126, "interpreters"),
+        (("init", "gone"), 127, "\"/gone/ld\" is missing"),
+        (("init", "no-such-name"), 127, "\"no-such-name\": there is no such program"),
+    ];
+    for mode in MODES {
+        for ((name, program), code, reason) in rows {
+            let run = stage.run(&["run", name, "--mode", mode, "--", program])?.code_is(code)?;
+            complains(&run.err(), &[reason])?;
+            assert_eq!(stage.conditions(name)?, ["StartFailed"]);
+        }
+    }
+    assert_eq!((stage.seqs("web")?, stage.seqs("init")?), (vec![1], vec![1]));
+    stage.assert_only_generations_left("web")?;
+    stage.sh_ok("web", "true")?;
+    Ok(())
+}
+
 /// A7, A22: only the container's own command says something about the state it could not start from.
 #[test]
 fn failed_start_of_the_own_command_makes_the_generation_suspect() -> Result<()> {

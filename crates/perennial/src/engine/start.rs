@@ -20,7 +20,7 @@ use perennial_core::process::{Process, ProcessFacts, hostname_of, resolve, user_
 use perennial_core::spec::ContainerSpec;
 use perennial_runtime::bundle::{self, BundlePlan, HostFacts};
 use perennial_runtime::mount::{self, OverlayPlan, Upper};
-use perennial_runtime::{cgroup, user};
+use perennial_runtime::{cgroup, program, user};
 use perennial_store::root::{Lock, LockMode, Wait};
 use perennial_store::tree::{self, Data};
 use std::os::fd::AsFd as _;
@@ -226,7 +226,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks up what the process needs in the mounted tree.
+    /// Looks up what the process needs in the mounted tree, and whether its program can be executed there.
     ///
     /// # Errors
     /// Where the settings do not fit the tree; the caller undoes the start.
@@ -239,7 +239,15 @@ impl Engine {
         let user = user::lookup(&merged, &wanted).map_err(|error| not_started(error.into()))?;
         let command = (!command.is_empty()).then_some(command);
         let facts = ProcessFacts { user, hostname: prepared.hostname() };
-        resolve(&prepared.spec, &image.config, command, &facts).map_err(|error| not_started(error.into()))
+        let process = resolve(&prepared.spec, &image.config, command, &facts);
+        let process = process.map_err(|error| not_started(error.into()))?;
+        // A program that the kernel refuses only when the container is there would count as a run that has ended.
+        let checked = program::check(&merged, &process, &prepared.spec.volumes, prepared.spec.init);
+        checked.map_err(|refusal| {
+            let code = if refusal.is_not_found() { Code::CommandNotFound } else { Code::NotExecutable };
+            Failure::new(code, refusal).hint(UNCHANGED)
+        })?;
+        Ok(process)
     }
 
     /// Connects the network and writes the bundle.
