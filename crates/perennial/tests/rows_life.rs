@@ -196,6 +196,12 @@ fn process_has_the_environment_user_directory_and_arguments_it_was_given() -> Re
     Ok(())
 }
 
+fn run_locks(locks: &Path) -> Result<Vec<String>> {
+    let names = fs::read_dir(locks)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    Ok(names.into_iter().filter(|name| name.starts_with("run-")).collect())
+}
+
 /// A7: a process that cannot be executed is a failed start and leaves the queue alone.
 #[test]
 fn failed_start_leaves_no_generation_and_nothing_else() -> Result<()> {
@@ -214,6 +220,8 @@ fn failed_start_leaves_no_generation_and_nothing_else() -> Result<()> {
     assert_eq!(stage.phase("web")?, "Dormant");
     assert_eq!(stage.conditions("web")?, ["StartFailed"]);
     stage.assert_only_generations_left("web")?;
+    let locks = stage.root().join("locks");
+    wait_until("the locks of the runs are removed", SOON, || Ok(run_locks(&locks)?.is_empty()))?;
     assert_eq!(stage.sh_ok("web", "cat /root/f")?, "1\n");
     assert!(stage.conditions("web")?.is_empty());
     Ok(())

@@ -308,7 +308,12 @@ impl Engine {
         prepared.doc.value = prepared.doc.value.clone().step(event)?;
         let note = Note { from: run.origin, ..Note::new("start-failed", failure.one_line()) };
         self.save(&mut prepared.doc, Some(note))?;
-        self.release_run(&run.id, prepared.spec.runtime.as_deref())
+        self.release_run(&run.id, prepared.spec.runtime.as_deref())?;
+        // The run's own lock comes first. Nothing of the run is left that somebody could wait for it with.
+        for lock in prepared.locks.drain(..1.min(prepared.locks.len())) {
+            lock.remove_file();
+        }
+        Ok(())
     }
 }
 
