@@ -10,7 +10,10 @@ use perennial_core::spec::{ContainerSpec, HealthCheck, Limits};
 use std::fmt::Display;
 
 /// Makes an option's failure name the option.
-fn option<T, E: Display>(name: &str, result: std::result::Result<T, E>) -> Result<T> {
+///
+/// # Errors
+/// As a mistake on the command line, where there was one.
+pub fn option<T, E: Display>(name: &str, result: std::result::Result<T, E>) -> Result<T> {
     result.map_err(|error| Failure::new(Code::Usage, format!("--{name}: {error}")))
 }
 
@@ -34,16 +37,8 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
     if let Some(user) = &args.user {
         option("user", user.parse::<process::UserSpec>())?;
     }
-    for setting in &args.env {
-        if !setting.contains('=') || setting.starts_with('=') {
-            return Err(Failure::new(Code::Usage, format!("--env: {setting:?} is not NAME=VALUE")));
-        }
-    }
-    if let Some(workdir) = &args.workdir
-        && !workdir.starts_with('/')
-    {
-        return Err(Failure::new(Code::Usage, format!("--workdir: {workdir:?} is not absolute")));
-    }
+    check_env(&args.env)?;
+    check_workdir(args.workdir.as_deref())?;
     Ok(ContainerSpec {
         command,
         entrypoint: args.entrypoint.clone().map(|program| vec![program]),
@@ -68,6 +63,30 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
         stop_signal: args.stop_signal.clone(),
         stop_timeout_s: args.stop_timeout,
     })
+}
+
+/// Checks environment settings.
+///
+/// # Errors
+/// Where one has no name or no value.
+pub fn check_env(env: &[String]) -> Result<()> {
+    match env.iter().find(|setting| !setting.contains('=') || setting.starts_with('=')) {
+        Some(setting) => Err(Failure::new(Code::Usage, format!("--env: {setting:?} is not NAME=VALUE"))),
+        None => Ok(()),
+    }
+}
+
+/// Checks a working directory.
+///
+/// # Errors
+/// Where it is not absolute.
+pub fn check_workdir(workdir: Option<&str>) -> Result<()> {
+    match workdir {
+        Some(path) if !path.starts_with('/') => {
+            Err(Failure::new(Code::Usage, format!("--workdir: {path:?} is not absolute")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn health(args: &SettingsArgs) -> Result<Option<HealthCheck>> {
