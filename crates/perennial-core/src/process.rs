@@ -12,7 +12,7 @@ mod quantity;
 mod signal;
 mod user;
 
-pub use capability::{Capability, ParseCapabilityError, capabilities};
+pub use capability::{Capability, ParseCapabilityError, bounded, capabilities, parse_bounding};
 pub use hostname::{HOSTNAME_BYTES_MAX, ParseHostnameError, hostname_of, parse_hostname};
 pub use program::{ExecFacts, ExecRefusal, Found, HEAD_BYTES, Tree, judge};
 pub use quantity::{

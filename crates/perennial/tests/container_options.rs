@@ -382,3 +382,23 @@ fn created_container_shows_its_settings() -> Result<()> {
     assert_eq!(inspected["spec"]["command"][0], "true");
     Ok(())
 }
+
+#[test]
+fn all_capabilities_are_those_the_host_has() -> Result<()> {
+    let stage = Stage::new()?;
+    let own = fs::read_to_string("/proc/self/status")?;
+    let bound = |status: &str| status.lines().find_map(|line| Some(line.strip_prefix("CapBnd:")?.trim().to_owned()));
+    let inside = said(&stage, "web", &["--cap-add", "ALL"], "cat /proc/self/status")?;
+    assert!(bound(&own).is_some());
+    assert_eq!(bound(&inside), bound(&own));
+    let all = u64::from_str_radix(&bound(&own).unwrap_or_default(), 16)?;
+    // SYS_RESOURCE is number 24; where the host has it, there is nothing to refuse.
+    let run = stage.run(&["run", "named", "--image", "box", "--cap-add", "SYS_RESOURCE", "--", "true"])?;
+    match all >> 24 & 1 {
+        1 => drop(run.ok()?),
+        _ => complains(&run.code_is(125)?.err(), &["CAP_SYS_RESOURCE"])?,
+    }
+    stage.idle("beside", &["--cap-add", "ALL"])?;
+    assert_eq!(bound(&stage.inside("beside", "cat /proc/self/status")?), bound(&own));
+    stage.ok(&["stop", "beside"]).map(drop)
+}

@@ -15,12 +15,12 @@ use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Phase};
 use perennial_core::id::{ContainerId, ContainerName};
 use perennial_core::process::{
-    ExecSettings, Process, ProcessFacts, UserSpec, hostname_of, resolve, resolve_exec, user_of,
+    ExecSettings, Process, ProcessFacts, UserSpec, bounded, hostname_of, resolve, resolve_exec, user_of,
 };
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
 use perennial_runtime::logs::{LogLine, LogReader, ReadOptions};
 use perennial_runtime::oci::ExecPlan;
-use perennial_runtime::{program, user};
+use perennial_runtime::{capabilities, program, user};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
 use std::os::fd::AsFd as _;
@@ -504,6 +504,7 @@ fn exec_process(
     // The base is what the container was started with; its command does not matter here, but there must be one.
     let facts = ProcessFacts { user: base_user, hostname };
     let base: Process = resolve(&container.spec, &image.config, Some(&args.command), &facts)?;
+    let base = bounded(base, &container.spec.cap_add, &capabilities::of_host())?;
     let user = asked.map(|asked| user::lookup(merged, &asked)).transpose()?;
     let settings = ExecSettings {
         command: args.command,

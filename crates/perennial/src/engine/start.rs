@@ -16,11 +16,11 @@ use perennial_core::container::{ConditionKind, Container, Event, Phase, Run, Sta
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::image::Image;
-use perennial_core::process::{Process, ProcessFacts, hostname_of, resolve, user_of};
+use perennial_core::process::{Process, ProcessFacts, bounded, hostname_of, resolve, user_of};
 use perennial_core::spec::ContainerSpec;
 use perennial_runtime::bundle::{self, BundlePlan, HostFacts};
 use perennial_runtime::mount::{self, OverlayPlan, Upper};
-use perennial_runtime::{cgroup, program, user};
+use perennial_runtime::{capabilities, cgroup, program, user};
 use perennial_store::root::{Lock, LockMode, Wait};
 use perennial_store::tree::{self, Data};
 use std::os::fd::AsFd as _;
@@ -240,6 +240,8 @@ impl Engine {
         let command = (!command.is_empty()).then_some(command);
         let facts = ProcessFacts { user, hostname: prepared.hostname() };
         let process = resolve(&prepared.spec, &image.config, command, &facts);
+        let process = process.map_err(|error| not_started(error.into()))?;
+        let process = bounded(process, &prepared.spec.cap_add, &capabilities::of_host());
         let process = process.map_err(|error| not_started(error.into()))?;
         // A program that the kernel refuses only when the container is there would count as a run that has ended.
         let checked = program::check(&merged, &process, &prepared.spec.volumes, prepared.spec.init);
