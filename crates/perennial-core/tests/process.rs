@@ -4,7 +4,7 @@
 use perennial_core::image::ImageConfig;
 use perennial_core::process::{
     Capability, ExecSettings, GroupRef, PATH_DEFAULT, Process, ProcessError, ProcessFacts, ResolvedUser, Signal,
-    UserRef, UserSpec, bounded, capabilities, hostname_of, parse_bounding, parse_bytes, parse_cpus_milli,
+    UserRef, UserSpec, bounded, capabilities, env_from, hostname_of, parse_bounding, parse_bytes, parse_cpus_milli,
     parse_duration_s, parse_hostname, parse_memory_bytes, parse_volume, resolve, resolve_exec, resolve_health, user_of,
 };
 use perennial_core::spec::{ContainerSpec, HealthCheck, Volume};
@@ -376,5 +376,28 @@ fn all_capabilities_are_those_of_the_host_and_a_named_one_must_be_there() {
     for add in [&["SYS_RESOURCE"][..], &["ALL", "CAP_SYS_RESOURCE"]] {
         let error = made(add, &[], &host).unwrap_err();
         assert!(error.to_string().contains("CAP_SYS_RESOURCE"), "{error}");
+    }
+}
+
+#[test]
+fn a_name_without_a_value_takes_the_callers() {
+    let caller = |name: &str| match name {
+        "A" => Some("caller=1".to_owned()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    };
+    let rows: [(&[&str], &[&str]); 6] = [
+        (&[], &[]),
+        (&["A"], &["A=caller=1"]),
+        (&["A=own", "B="], &["A=own", "B="]),
+        (&["EMPTY"], &["EMPTY="]),
+        (&["UNSET"], &[]),
+        (&["UNSET", "B=x=y", "A"], &["B=x=y", "A=caller=1"]),
+    ];
+    for (typed, expected) in rows {
+        assert_eq!(env_from(&texts(typed), &caller).unwrap(), texts(expected), "{typed:?}");
+    }
+    for bad in ["", "=", "=x", "A\0=b"] {
+        assert!(env_from(&texts(&["A", bad]), &caller).is_err(), "{bad:?}");
     }
 }

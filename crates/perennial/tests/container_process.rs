@@ -162,6 +162,25 @@ fn exec_says_what_is_wrong_once_and_as_run_does() -> Result<()> {
 }
 
 #[test]
+fn environment_by_name_is_the_callers_when_the_container_is_made() -> Result<()> {
+    let stage = Stage::new()?;
+    let said = |args: &[&str], own: &str| -> Result<String> {
+        let output = stage.command(args).env("OWN", own).env_remove("UNSET").stdin(Stdio::null()).output()?;
+        assert!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let script = "echo \"$OWN|${UNSET-unset}\"";
+    let options = ["-e", "OWN", "-e", "UNSET"];
+    let run = [&["run", "web", "--image", "box"], &options[..], &["--", "sh", "-c", script]].concat();
+    assert_eq!(said(&run, "a=b c")?, "a=b c|unset\n");
+    assert_eq!(said(&["run", "web", "--", "sh", "-c", script], "later")?, "a=b c|unset\n");
+    stage.ok(&["run", "web", "--detach", "--", "sh", "-c", IDLE])?;
+    let exec = [&["exec"], &options[..], &["web", "sh", "-c", script]].concat();
+    assert_eq!(said(&exec, "now")?, "now|unset\n");
+    stage.ok(&["stop", "web"]).map(drop)
+}
+
+#[test]
 fn exec_has_a_terminal_of_its_own() -> Result<()> {
     let stage = Stage::new()?;
     stage.idle("web", &[])?;

@@ -453,8 +453,9 @@ fn running(context: &Context, name: &ContainerName) -> Result<Container> {
 ///
 /// # Errors
 /// Where the container does not run, or the command cannot be executed.
-pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
+pub fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     let name = Engine::parse_name(&args.name)?;
+    args.env = settings::env(&args.env)?;
     let asked = asked_user(&args)?;
     let container = running(context, &name)?;
     let Some(run) = container.phase.run() else { return Ok(ExitCode::SUCCESS) };
@@ -485,7 +486,6 @@ pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
 
 /// Checks what can be checked without the container, as `run` does, and returns the user that is asked for.
 fn asked_user(args: &ExecArgs) -> Result<Option<UserSpec>> {
-    settings::check_env(&args.env)?;
     settings::check_workdir(args.workdir.as_deref())?;
     args.user.as_deref().map(|text| settings::option("user", text.parse())).transpose()
 }

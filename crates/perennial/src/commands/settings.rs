@@ -37,12 +37,11 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
     if let Some(user) = &args.user {
         option("user", user.parse::<process::UserSpec>())?;
     }
-    check_env(&args.env)?;
     check_workdir(args.workdir.as_deref())?;
     Ok(ContainerSpec {
         command,
         entrypoint: args.entrypoint.clone().map(|program| vec![program]),
-        env: args.env.clone(),
+        env: env(&args.env)?,
         user: args.user.clone(),
         workdir: args.workdir.clone(),
         volumes,
@@ -65,15 +64,16 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
     })
 }
 
-/// Checks environment settings.
+/// Returns environment settings with their values: those of this command's own environment where only a name is given.
 ///
 /// # Errors
-/// Where one has no name or no value.
-pub fn check_env(env: &[String]) -> Result<()> {
-    match env.iter().find(|setting| !setting.contains('=') || setting.starts_with('=')) {
-        Some(setting) => Err(Failure::new(Code::Usage, format!("--env: {setting:?} is not NAME=VALUE"))),
-        None => Ok(()),
+/// Where one has no name, or its value is not UTF-8.
+pub fn env(typed: &[String]) -> Result<Vec<String>> {
+    let is_unspeakable = |name: &&String| matches!(std::env::var(name), Err(std::env::VarError::NotUnicode(_)));
+    if let Some(name) = typed.iter().filter(|text| !text.contains('=')).find(is_unspeakable) {
+        return Err(Failure::new(Code::Usage, format!("--env: the value of {name} in this environment is not UTF-8")));
     }
+    option("env", process::env_from(typed, &|name| std::env::var(name).ok()))
 }
 
 /// Checks a working directory.
