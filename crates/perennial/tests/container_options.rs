@@ -78,6 +78,33 @@ fn volumes_are_the_hosts_and_in_no_generation() -> Result<()> {
     Ok(())
 }
 
+/// Unmounts what a test has mounted, however it ends.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[test]
+fn read_only_volume_is_so_with_what_is_mounted_below() -> Result<()> {
+    let stage = Stage::new()?;
+    let data = stage.path("data");
+    let below = data.join("below");
+    fs::create_dir_all(&below)?;
+    rustix::mount::mount("tmpfs", &below, "tmpfs", rustix::mount::MountFlags::empty(), None)?;
+    let _mounted = Mounted(below.clone());
+    let volume = format!("{}:/data:ro", data.display());
+    let script = "echo x >/data/f; echo x >/data/below/f";
+    let run = stage.run(&["run", "web", "--image", "box", "--volume", &volume, "--", "sh", "-c", script])?;
+    assert_eq!((run.code(), run.err().matches("Read-only").count()), (1, 2), "{run:?}");
+    assert!(!below.join("f").exists());
+    write(below.join("host"), "the host still writes\n")?;
+    assert_eq!(stage.ok(&["run", "web", "--", "cat", "/data/below/host"])?.out(), "the host still writes\n");
+    Ok(())
+}
+
 #[test]
 fn host_name_is_the_given_one_or_the_containers() -> Result<()> {
     let stage = Stage::new()?;

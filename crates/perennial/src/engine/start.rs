@@ -276,6 +276,7 @@ impl Engine {
             host: HostFacts {
                 swap_accounting: cgroup::has_swap_accounting(),
                 cgroup_v2: cgroup::version() == cgroup::CgroupVersion::V2,
+                recursive_read_only: bundle::has_recursive_read_only(),
             },
             network,
             volumes: &spec.volumes,
