@@ -123,6 +123,17 @@ pub fn check_host(facts: &HostFacts, containers: &[Container]) -> Vec<Finding> {
     findings
 }
 
+/// Whether a kernel of this release makes all mounts below a bind read-only at once: `mount_setattr`(2), since 5.12.
+/// A release that cannot be read counts as older.
+#[must_use]
+pub fn has_recursive_read_only(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= (5, 12),
+        (Some(_) | None, _) => false,
+    }
+}
+
 /// Checks that an exit still fits on the disk.
 #[must_use]
 pub fn check_space(facts: &SpaceFacts) -> Vec<Finding> {

@@ -6,11 +6,15 @@
 //! [`user_of`] says what to look up, and the answer comes in as [`ProcessFacts::user`].
 
 mod capability;
+mod hostname;
+mod program;
 mod quantity;
 mod signal;
 mod user;
 
-pub use capability::{Capability, ParseCapabilityError, capabilities};
+pub use capability::{Capability, ParseCapabilityError, bounded, capabilities, parse_bounding};
+pub use hostname::{HOSTNAME_BYTES_MAX, ParseHostnameError, hostname_of, parse_hostname};
+pub use program::{ExecFacts, ExecRefusal, Found, HEAD_BYTES, Tree, judge};
 pub use quantity::{
     ParseQuantityError, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
 };
@@ -247,6 +251,28 @@ fn checked_workdir(path: &str) -> Result<String, ProcessError> {
         return Err(ProcessError::NulByte { what: "working directory" });
     }
     Ok(path.to_owned())
+}
+
+/// Returns environment settings as typed with the values of the caller, as podman does it: `NAME` alone takes the value
+/// that `caller` has for it, and is left out where there is none.
+///
+/// # Errors
+/// If one has no name or a NUL byte.
+pub fn env_from(typed: &[String], caller: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, ProcessError> {
+    let mut env = Vec::with_capacity(typed.len());
+    for text in typed {
+        if text.is_empty() || text.starts_with('=') {
+            return Err(ProcessError::Env { text: text.clone() });
+        }
+        if text.contains('\0') {
+            return Err(ProcessError::NulByte { what: "environment" });
+        }
+        match text.contains('=') {
+            true => env.push(text.clone()),
+            false => env.extend(caller(text).map(|value| format!("{text}={value}"))),
+        }
+    }
+    Ok(env)
 }
 
 fn env_of(spec: &ContainerSpec, image: &ImageConfig, facts: &ProcessFacts) -> Result<Vec<String>, ProcessError> {

@@ -4,8 +4,8 @@
 use perennial_core::image::ImageConfig;
 use perennial_core::process::{
     Capability, ExecSettings, GroupRef, PATH_DEFAULT, Process, ProcessError, ProcessFacts, ResolvedUser, Signal,
-    UserRef, UserSpec, capabilities, parse_bytes, parse_cpus_milli, parse_duration_s, parse_memory_bytes, parse_volume,
-    resolve, resolve_exec, resolve_health, user_of,
+    UserRef, UserSpec, bounded, capabilities, env_from, hostname_of, parse_bounding, parse_bytes, parse_cpus_milli,
+    parse_duration_s, parse_hostname, parse_memory_bytes, parse_volume, resolve, resolve_exec, resolve_health, user_of,
 };
 use perennial_core::spec::{ContainerSpec, HealthCheck, Volume};
 
@@ -297,5 +297,107 @@ fn capabilities_are_added_and_dropped() {
     assert_eq!(set(&[], &["cap_all"]).0, []);
     for (add, drop) in [(&["FOO"][..], &[][..]), (&["CHOWN"], &["CAP_CHOWN"]), (&["ALL"], &["ALL"]), (&[""], &[])] {
         assert!(capabilities(&texts(add), &texts(drop)).is_err(), "{add:?} {drop:?}");
+    }
+}
+
+#[test]
+fn host_names_are_checked() {
+    let (longest, label) = (format!("{}.{}", "a".repeat(32), "b".repeat(31)), "c".repeat(63));
+    for text in ["a", "7", "web", "Garden.example", "a-b.c_d", "_x", &longest, &label] {
+        assert_eq!(parse_hostname(text).unwrap(), text);
+    }
+    let (too_long, long_label) = (format!("{longest}d"), "c".repeat(64));
+    let refused = [
+        "",
+        "bad host",
+        "a\n",
+        "\n",
+        "a\0",
+        "a/b",
+        "-a",
+        "a-",
+        "a-.b",
+        "a.-b",
+        ".",
+        ".a",
+        "a.",
+        "a..b",
+        "ä",
+        "a:b",
+        &too_long,
+        &long_label,
+    ];
+    for text in refused {
+        assert!(parse_hostname(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn a_container_is_called_by_its_setting_or_by_as_much_of_its_name_as_fits() {
+    let longest = "n".repeat(128);
+    let rows = [
+        (None, "web", "web"),
+        (Some("garden.example"), "web", "garden.example"),
+        (Some(""), "web", "web"),
+        (None, &longest[..64], &longest[..64]),
+        (None, &longest[..65], &longest[..64]),
+        (None, &longest, &longest[..64]),
+    ];
+    for (hostname, name, expected) in rows {
+        let spec = ContainerSpec { hostname: hostname.map(str::to_owned), ..Default::default() };
+        assert_eq!(hostname_of(&spec, &name.parse().unwrap()), expected, "{hostname:?} {name}");
+    }
+}
+
+#[test]
+fn all_capabilities_are_those_of_the_host_and_a_named_one_must_be_there() {
+    let host = parse_bounding("CapEff:\t0\nCapBnd:\t000001fffeffffff\nCapAmb:\t0\n").unwrap();
+    assert_eq!(host.len(), 40);
+    assert!(!host.iter().any(|capability| capability.name() == "CAP_SYS_RESOURCE"));
+    assert_eq!(parse_bounding("CapBnd:\tffffffffffffffff\n").unwrap(), Capability::all());
+    assert_eq!(parse_bounding("CapBnd:\t0000000000000000\n").unwrap(), []);
+    for text in ["", "CapEff:\t1\n", "CapBnd:\tx\n", "CapBnd:\n"] {
+        assert_eq!(parse_bounding(text), None, "{text:?}");
+    }
+    let made = |add: &[&str], drop: &[&str], host: &[Capability]| {
+        let spec = ContainerSpec { cap_add: texts(add), cap_drop: texts(drop), ..Default::default() };
+        let process = resolve(&spec, &image(&[], &["c"]), None, &facts()).unwrap();
+        bounded(process, &spec.cap_add, host)
+    };
+    for add in [&["ALL"][..], &["cap_all", "NET_ADMIN"]] {
+        let process = made(add, &[], &host).unwrap();
+        assert_eq!((process.capabilities, process.capabilities_added), (host.clone(), host.clone()));
+    }
+    assert_eq!(made(&["ALL"], &["KILL"], &host).unwrap().capabilities.len(), 39);
+    assert_eq!(made(&["ALL"], &[], &Capability::all()).unwrap().capabilities, Capability::all());
+    assert_eq!(made(&["NET_ADMIN"], &[], &host).unwrap().capabilities.len(), 12);
+    // The default set is no wish: what the runtime makes of it on a poor host is its own affair.
+    assert_eq!(made(&[], &[], &[]).unwrap().capabilities.len(), 11);
+    for add in [&["SYS_RESOURCE"][..], &["ALL", "CAP_SYS_RESOURCE"]] {
+        let error = made(add, &[], &host).unwrap_err();
+        assert!(error.to_string().contains("CAP_SYS_RESOURCE"), "{error}");
+    }
+}
+
+#[test]
+fn a_name_without_a_value_takes_the_callers() {
+    let caller = |name: &str| match name {
+        "A" => Some("caller=1".to_owned()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    };
+    let rows: [(&[&str], &[&str]); 6] = [
+        (&[], &[]),
+        (&["A"], &["A=caller=1"]),
+        (&["A=own", "B="], &["A=own", "B="]),
+        (&["EMPTY"], &["EMPTY="]),
+        (&["UNSET"], &[]),
+        (&["UNSET", "B=x=y", "A"], &["B=x=y", "A=caller=1"]),
+    ];
+    for (typed, expected) in rows {
+        assert_eq!(env_from(&texts(typed), &caller).unwrap(), texts(expected), "{typed:?}");
+    }
+    for bad in ["", "=", "=x", "A\0=b"] {
+        assert!(env_from(&texts(&["A", bad]), &caller).is_err(), "{bad:?}");
     }
 }

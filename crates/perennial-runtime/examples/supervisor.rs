@@ -105,8 +105,11 @@ fn start(plan: &Plan, session: &mut Session) -> Result<i32, StartFailure> {
         (None, perennial_core::spec::Network::Host) => NetworkPlan::Host,
         (None, perennial_core::spec::Network::None | perennial_core::spec::Network::Bridge) => NetworkPlan::Empty,
     };
-    let host =
-        HostFacts { swap_accounting: cgroup::has_swap_accounting(), cgroup_v2: cgroup::version() == CgroupVersion::V2 };
+    let host = HostFacts {
+        swap_accounting: cgroup::has_swap_accounting(),
+        cgroup_v2: cgroup::version() == CgroupVersion::V2,
+        recursive_read_only: bundle::has_recursive_read_only(),
+    };
     let bundle_plan = BundlePlan {
         process: &process,
         rootfs: &plan.dir.join("rootfs"),

@@ -84,6 +84,8 @@ pub struct HostFacts {
     pub swap_accounting: bool,
     /// Whether cgroups are of version 2 only, so that each container gets its own view of them.
     pub cgroup_v2: bool,
+    /// Whether the kernel makes a volume read-only with everything mounted below it.
+    pub recursive_read_only: bool,
 }
 
 /// Which network namespace the process gets.
@@ -142,6 +144,13 @@ pub fn find_init() -> Result<Init, BundleError> {
     let found = INITS.iter().find(|(path, _)| Path::new(path).is_file());
     let (path, args) = found.ok_or(BundleError::NoInit)?;
     Ok(Init { path: PathBuf::from(path), args: args.iter().map(|arg| (*arg).to_owned()).collect() })
+}
+
+/// Returns whether this host's kernel makes a volume read-only with everything mounted below it.
+#[must_use]
+pub fn has_recursive_read_only() -> bool {
+    let name = rustix::system::uname();
+    name.release().to_str().is_ok_and(perennial_core::host::has_recursive_read_only)
 }
 
 /// Writes `config.json` into `directory`, an existing directory private to this run.
@@ -220,15 +229,24 @@ fn mounts(plan: &BundlePlan<'_>) -> Result<Vec<Value>, BundleError> {
         mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
     if let Some(init) = plan.init {
-        mounts.push(bind(text(&init.path)?, INIT_TARGET, true));
+        mounts.push(bind(text(&init.path)?, INIT_TARGET, &["ro"]));
     }
     if let Some(resolv_conf) = plan.resolv_conf {
-        mounts.push(bind(text(resolv_conf)?, "/etc/resolv.conf", false));
+        mounts.push(bind(text(resolv_conf)?, "/etc/resolv.conf", &["rw"]));
     }
     // Parents before children, whatever order they were given in; equal targets keep theirs.
     let mut volumes: Vec<&Volume> = plan.volumes.iter().collect();
     volumes.sort_by_key(|volume| Path::new(&volume.target).components().count());
-    mounts.extend(volumes.into_iter().map(|volume| bind(&volume.source, &volume.target, volume.read_only)));
+    let access = |volume: &Volume| -> &[&str] {
+        match (volume.read_only, plan.host.recursive_read_only) {
+            (false, _) => &["rw"],
+            // What is mounted below it on the host comes along, and `ro` alone leaves that writable. Runtimes that do not
+            // know `rro` pass it to the kernel, which does not look at such a text with a bind.
+            (true, true) => &["ro", "rro"],
+            (true, false) => &["ro"],
+        }
+    };
+    mounts.extend(volumes.into_iter().map(|volume| bind(&volume.source, &volume.target, access(volume))));
     Ok(mounts)
 }
 
@@ -236,10 +254,10 @@ fn mount(target: &str, kind: &str, options: &[&str]) -> Value {
     json!({ "destination": target, "type": kind, "source": kind, "options": options })
 }
 
-fn bind(source: &str, target: &str, read_only: bool) -> Value {
-    let access = if read_only { "ro" } else { "rw" };
+fn bind(source: &str, target: &str, access: &[&str]) -> Value {
     // Private: what is mounted below it later on one side does not show on the other, and cannot keep it busy.
-    json!({ "destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", access] })
+    let options = [&["rbind", "rprivate"], access].concat();
+    json!({ "destination": target, "type": "bind", "source": source, "options": options })
 }
 
 fn linux(plan: &BundlePlan<'_>) -> Result<Value, BundleError> {

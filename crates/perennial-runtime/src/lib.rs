@@ -6,6 +6,7 @@
 //! - [`mount`]: the union of layers and an upper directory; unmounting it; what is mounted where.
 //! - [`probe`]: what this machine can do, found out by trying.
 //! - [`user`]: names of users looked up in the container's own files.
+//! - [`program`]: whether the kernel would execute a container's program, before it is asked to.
 //! - [`bundle`], [`seccomp`], [`capabilities`]: the OCI `config.json` of a run.
 //! - [`oci`]: the OCI runtime (`runc`, `crun`) by its command line.
 //! - [`cgroup`]: who is left in a container's cgroup, and whether memory ran out.
@@ -26,6 +27,7 @@ pub mod mount;
 pub mod network;
 pub mod oci;
 pub mod probe;
+pub mod program;
 pub mod seccomp;
 mod signals;
 pub mod supervise;

@@ -26,7 +26,7 @@ fn with(spec: &ContainerSpec, change: impl Fn(&mut BundlePlan<'_>)) -> Value {
         hostname: "attic",
         cgroups_path: "/perennial/0123456789abcdef",
         limits: &spec.limits,
-        host: HostFacts { swap_accounting: true, cgroup_v2: true },
+        host: HostFacts { swap_accounting: true, cgroup_v2: true, recursive_read_only: true },
         network: NetworkPlan::Empty,
         volumes: &spec.volumes,
         resolv_conf: None,
@@ -116,6 +116,19 @@ fn volumes_are_mounted_parents_first() {
     let targets: Vec<_> = mounts.iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
     assert_eq!(targets[targets.len() - 4..], ["/a", "/z", "/a/b", "/a/b/c"]);
     assert!(!targets.contains(&"/etc/hosts") && !targets.contains(&"/etc/hostname"));
+}
+
+#[test]
+fn read_only_volumes_are_so_with_all_that_is_mounted_below() {
+    let volume = |read_only| Volume { source: "/s".to_owned(), target: "/t".to_owned(), read_only };
+    for (read_only, recursive_read_only, expected) in
+        [(false, true, &["rw"][..]), (true, true, &["ro", "rro"]), (true, false, &["ro"]), (false, false, &["rw"])]
+    {
+        let spec = ContainerSpec { volumes: vec![volume(read_only)], ..Default::default() };
+        let config = with(&spec, |plan| plan.host.recursive_read_only = recursive_read_only);
+        let options = config["mounts"].as_array().unwrap().last().unwrap()["options"].clone();
+        assert_eq!(options, json!([&["rbind", "rprivate"], expected].concat()));
+    }
 }
 
 #[test]

@@ -79,11 +79,45 @@ fn volumes_are_the_hosts_and_in_no_generation() -> Result<()> {
     Ok(())
 }
 
+/// Unmounts what a test has mounted, however it ends.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[test]
+fn read_only_volume_is_so_with_what_is_mounted_below() -> Result<()> {
+    let stage = Stage::new()?;
+    let data = stage.path("data");
+    let below = data.join("below");
+    fs::create_dir_all(&below)?;
+    rustix::mount::mount("tmpfs", &below, "tmpfs", rustix::mount::MountFlags::empty(), None)?;
+    let _mounted = Mounted(below.clone());
+    let volume = format!("{}:/data:ro", data.display());
+    let script = "echo x >/data/f; echo x >/data/below/f";
+    let run = stage.run(&["run", "web", "--image", "box", "--volume", &volume, "--", "sh", "-c", script])?;
+    assert_eq!((run.code(), run.err().matches("Read-only").count()), (1, 2), "{run:?}");
+    assert!(!below.join("f").exists());
+    write(below.join("host"), "the host still writes\n")?;
+    assert_eq!(stage.ok(&["run", "web", "--", "cat", "/data/below/host"])?.out(), "the host still writes\n");
+    Ok(())
+}
+
 #[test]
 fn host_name_is_the_given_one_or_the_containers() -> Result<()> {
     let stage = Stage::new()?;
     assert_eq!(said(&stage, "web", &[], "hostname")?, "web\n");
     assert_eq!(said(&stage, "other", &["--hostname", "garden.example"], "hostname")?, "garden.example\n");
+    let longest = "n".repeat(128);
+    let expected = format!("{0}\n{0}\n", &longest[..64]);
+    assert_eq!(said(&stage, &longest, &[], "hostname; echo $HOSTNAME")?, expected);
+    for hostname in ["", "bad host", "a\nb", &longest[..65]] {
+        let args = ["run", "bad", "--image", "box", "--hostname", hostname, "--", "true"];
+        stage.refused_unchanged(&args, 2, &["--hostname"])?;
+    }
     Ok(())
 }
 
@@ -423,4 +457,24 @@ fn created_container_shows_its_settings() -> Result<()> {
     assert_eq!(inspected["spec"]["network"], "none");
     assert_eq!(inspected["spec"]["command"][0], "true");
     Ok(())
+}
+
+#[test]
+fn all_capabilities_are_those_the_host_has() -> Result<()> {
+    let stage = Stage::new()?;
+    let own = fs::read_to_string("/proc/self/status")?;
+    let bound = |status: &str| status.lines().find_map(|line| Some(line.strip_prefix("CapBnd:")?.trim().to_owned()));
+    let inside = said(&stage, "web", &["--cap-add", "ALL"], "cat /proc/self/status")?;
+    assert!(bound(&own).is_some());
+    assert_eq!(bound(&inside), bound(&own));
+    let all = u64::from_str_radix(&bound(&own).unwrap_or_default(), 16)?;
+    // SYS_RESOURCE is number 24; where the host has it, there is nothing to refuse.
+    let run = stage.run(&["run", "named", "--image", "box", "--cap-add", "SYS_RESOURCE", "--", "true"])?;
+    match all >> 24 & 1 {
+        1 => drop(run.ok()?),
+        _ => complains(&run.code_is(125)?.err(), &["CAP_SYS_RESOURCE"])?,
+    }
+    stage.idle("beside", &["--cap-add", "ALL"])?;
+    assert_eq!(bound(&stage.inside("beside", "cat /proc/self/status")?), bound(&own));
+    stage.ok(&["stop", "beside"]).map(drop)
 }

@@ -136,6 +136,51 @@ fn exec_runs_beside_the_process() -> Result<()> {
 }
 
 #[test]
+fn exec_says_what_is_wrong_once_and_as_run_does() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.idle("web", &[])?;
+    stage.inside(
+        "web",
+        "printf '#!/gone/ld\\n' >/usr/bin/gone; echo text >/root/text; chmod +x /usr/bin/gone /root/text",
+    )?;
+    let rows: [(&[&str], i32, &str); 8] = [
+        (&["exec", "-u", "nobody2", "web", "id"], 125, "nobody2"),
+        (&["exec", "-u", "a:b:c", "web", "id"], 2, "--user"),
+        (&["exec", "-e", "=B", "web", "env"], 2, "--env"),
+        (&["exec", "-w", "tmp", "web", "env"], 2, "--workdir"),
+        (&["exec", "web", "no-such-name"], 127, "no-such-name"),
+        (&["exec", "web", "gone"], 127, "/gone/ld"),
+        (&["exec", "web", "/root/text"], 126, "exec format error"),
+        (&["exec", "web", "/etc"], 126, "/etc"),
+    ];
+    for (args, code, named) in rows {
+        let said = stage.refused_with(args, code, &[named])?;
+        assert_eq!(said.lines().filter(|line| line.contains(named)).count(), 1, "{said}");
+        assert!(!said.contains("doctor"), "{said}");
+    }
+    stage.ok(&["stop", "web"]).map(drop)
+}
+
+#[test]
+fn environment_by_name_is_the_callers_when_the_container_is_made() -> Result<()> {
+    let stage = Stage::new()?;
+    let said = |args: &[&str], own: &str| -> Result<String> {
+        let output = stage.command(args).env("OWN", own).env_remove("UNSET").stdin(Stdio::null()).output()?;
+        assert!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let script = "echo \"$OWN|${UNSET-unset}\"";
+    let options = ["-e", "OWN", "-e", "UNSET"];
+    let run = [&["run", "web", "--image", "box"], &options[..], &["--", "sh", "-c", script]].concat();
+    assert_eq!(said(&run, "a=b c")?, "a=b c|unset\n");
+    assert_eq!(said(&["run", "web", "--", "sh", "-c", script], "later")?, "a=b c|unset\n");
+    stage.ok(&["run", "web", "--detach", "--", "sh", "-c", IDLE])?;
+    let exec = [&["exec"], &options[..], &["web", "sh", "-c", script]].concat();
+    assert_eq!(said(&exec, "now")?, "now|unset\n");
+    stage.ok(&["stop", "web"]).map(drop)
+}
+
+#[test]
 fn exec_has_a_terminal_of_its_own() -> Result<()> {
     let stage = Stage::new()?;
     stage.idle("web", &[])?;

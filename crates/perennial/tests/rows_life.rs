@@ -196,6 +196,12 @@ fn process_has_the_environment_user_directory_and_arguments_it_was_given() -> Re
     Ok(())
 }
 
+fn run_locks(locks: &Path) -> Result<Vec<String>> {
+    let names = fs::read_dir(locks)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    Ok(names.into_iter().filter(|name| name.starts_with("run-")).collect())
+}
+
 /// A7: a process that cannot be executed is a failed start and leaves the queue alone.
 #[test]
 fn failed_start_leaves_no_generation_and_nothing_else() -> Result<()> {
@@ -214,8 +220,41 @@ fn failed_start_leaves_no_generation_and_nothing_else() -> Result<()> {
     assert_eq!(stage.phase("web")?, "Dormant");
     assert_eq!(stage.conditions("web")?, ["StartFailed"]);
     stage.assert_only_generations_left("web")?;
+    let locks = stage.root().join("locks");
+    wait_until("the locks of the runs are removed", SOON, || Ok(run_locks(&locks)?.is_empty()))?;
     assert_eq!(stage.sh_ok("web", "cat /root/f")?, "1\n");
     assert!(stage.conditions("web")?.is_empty());
+    Ok(())
+}
+
+/// A4, A7: so is one that the kernel refuses only when the container is there, by whatever name and with whatever init.
+#[test]
+fn program_that_the_kernel_refuses_is_a_failed_start() -> Result<()> {
+    let stage = Stage::new()?;
+    let make = "cd /usr/bin; printf '#!/gone/ld\\n' >gone; printf '#!/usr/bin/gone\\n' >deep; echo 'no program' >text; \
+                printf '#!/usr/bin/loop\\n' >loop; chmod +x gone deep text loop";
+    stage.ok(&["create", "init", "--image", "box", "--init"])?;
+    for name in ["web", "init"] {
+        stage.sh_ok(name, make)?;
+    }
+    let rows = [
+        (("web", "gone"), 127, "\"gone\": its interpreter \"/gone/ld\" is missing"),
+        (("web", "/usr/bin/deep"), 127, "\"/usr/bin/gone\": its interpreter \"/gone/ld\" is missing"),
+        (("web", "/usr/bin/text"), 126, "\"/usr/bin/text\": exec format error"),
+        (("web", "loop"), 126, "interpreters"),
+        (("init", "gone"), 127, "\"/gone/ld\" is missing"),
+        (("init", "no-such-name"), 127, "\"no-such-name\": there is no such program"),
+    ];
+    for mode in MODES {
+        for ((name, program), code, reason) in rows {
+            let run = stage.run(&["run", name, "--mode", mode, "--", program])?.code_is(code)?;
+            complains(&run.err(), &[reason])?;
+            assert_eq!(stage.conditions(name)?, ["StartFailed"]);
+        }
+    }
+    assert_eq!((stage.seqs("web")?, stage.seqs("init")?), (vec![1], vec![1]));
+    stage.assert_only_generations_left("web")?;
+    stage.sh_ok("web", "true")?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Capabilities: names, the default set, and what adding and dropping makes of it.
 
+use super::Process;
 use alloc::borrow::ToOwned as _;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
@@ -84,6 +85,12 @@ pub enum ParseCapabilityError {
     /// Added and dropped at once.
     #[error("capability {name} is both added and dropped")]
     AddedAndDropped {
+        /// Its name.
+        name: String,
+    },
+    /// Added by name, and not among those the host can give.
+    #[error("capability {name} cannot be added: this host does not have it in its bounding set")]
+    NotOnHost {
         /// Its name.
         name: String,
     },
@@ -176,6 +183,32 @@ pub fn capabilities(
     let set: Vec<_> = Capability::all().into_iter().filter(is_in).collect();
     let added = set.iter().copied().filter(|capability| added.contains(capability)).collect();
     Ok((set, added))
+}
+
+/// Takes from the set that `add` made of a process what this host cannot give: `ALL` is everything there is.
+///
+/// # Errors
+/// If one was added by name that the host does not have.
+pub fn bounded(mut process: Process, add: &[String], host: &[Capability]) -> Result<Process, ParseCapabilityError> {
+    let (adds_all, named) = parse_list(add)?;
+    if let Some(lacking) = named.iter().find(|capability| !host.contains(capability)) {
+        return Err(ParseCapabilityError::NotOnHost { name: lacking.to_string() });
+    }
+    if adds_all {
+        process.capabilities.retain(|capability| host.contains(capability));
+        process.capabilities_added.retain(|capability| host.contains(capability));
+    }
+    Ok(process)
+}
+
+/// Reads the bounding set out of the text of `/proc/PID/status` (proc_pid_status(5)).
+#[must_use]
+pub fn parse_bounding(status: &str) -> Option<Vec<Capability>> {
+    let text = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+    let bits = u64::from_str_radix(text.trim(), 16).ok()?;
+    let is_in =
+        |capability: &Capability| bits.checked_shr(capability.number().into()).is_some_and(|bits| bits & 1 == 1);
+    Some(Capability::all().into_iter().filter(is_in).collect())
 }
 
 fn parse_list(texts: &[String]) -> Result<(bool, Vec<Capability>), ParseCapabilityError> {

@@ -3,8 +3,8 @@
 use perennial_core::check::{Finding, Severity};
 use perennial_core::container::Container;
 use perennial_core::host::{
-    Cgroups, FREE_BYTES_MIN, HostFacts, SpaceFacts, check_depth, check_host, check_space, set_aside, stale_views,
-    unsupervised,
+    Cgroups, FREE_BYTES_MIN, HostFacts, SpaceFacts, check_depth, check_host, check_space, has_recursive_read_only,
+    set_aside, stale_views, unsupervised,
 };
 use perennial_core::id::{ContainerId, Digest, RunId};
 use perennial_core::spec::Network;
@@ -106,4 +106,14 @@ fn what_lies_beside_the_records_is_named_with_the_way_to_get_at_it() {
     assert_eq!(stale_views(&["/mnt".into()])[0].object, "view /mnt");
     assert_eq!(unsupervised(&[&container()])[0].object, "container web");
     assert!(check_depth(&[container()]).is_empty());
+}
+
+#[test]
+fn kernels_since_5_12_make_mounts_read_only_recursively() {
+    for release in ["5.12", "5.12.0-rc1", "5.15.0-91-generic", "6.1.0", "6.18.44-fc", "10.0"] {
+        assert!(has_recursive_read_only(release), "{release}");
+    }
+    for release in ["5.11.99", "5.4.0-42", "4.19.0", "5", "", "five.twelve", "-5.12", "5.99999999999"] {
+        assert!(!has_recursive_read_only(release), "{release}");
+    }
 }

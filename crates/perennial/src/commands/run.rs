@@ -12,14 +12,17 @@ use crate::engine::thaw::Thawing;
 use crate::failure::{Code, Failure, Result};
 use perennial_core::container::{Container, Given, Phase, StartMode};
 use perennial_core::id::ContainerName;
-use perennial_core::process::{ExecSettings, Process, ProcessFacts, UserSpec, resolve, resolve_exec, user_of};
+use perennial_core::process::{
+    ExecSettings, Process, ProcessFacts, UserSpec, bounded, hostname_of, resolve, resolve_exec, user_of,
+};
 use perennial_runtime::attach::{AttachConfig, AttachError, Connection, Outcome};
 use perennial_runtime::oci::ExecPlan;
-use perennial_runtime::user;
+use perennial_runtime::{capabilities, program, user};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -27,6 +30,8 @@ use std::time::Duration;
 const WATCH_PAUSE: Duration = Duration::from_millis(20);
 /// How often it looks at one that it can talk to, and that tells its end.
 const HEARING_PAUSE: Duration = Duration::from_millis(500);
+/// What to know where `exec` has failed.
+const RUNS_ON: &str = "nothing has changed: the container runs on";
 /// How long a stop may take beyond its own time-out before it is reported.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -450,30 +455,22 @@ fn running(context: &Context, name: &ContainerName) -> Result<Container> {
 ///
 /// # Errors
 /// Where the container does not run, or the command cannot be executed.
-pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
+pub fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     let name = Engine::parse_name(&args.name)?;
+    args.env = settings::env(&args.env)?;
+    let asked = asked_user(&args)?;
     let container = running(context, &name)?;
     let Some(run) = container.phase.run() else { return Ok(ExitCode::SUCCESS) };
     let merged = context.engine.root.run_dir(&run.id).join("merged");
-    let image = context.engine.image(&run.image)?.value;
-    let base_user = user::lookup(&merged, &user_of(&container.spec, &image.config)?)?;
-    let hostname = container.spec.hostname.clone().unwrap_or_else(|| name.to_string());
-    // The base is what the container was started with; its command does not matter here, but there must be one.
-    let facts = ProcessFacts { user: base_user, hostname };
-    let base: Process = resolve(&container.spec, &image.config, Some(&args.command), &facts)?;
-    let user = match &args.user {
-        Some(text) => Some(user::lookup(&merged, &text.parse::<UserSpec>()?)?),
-        None => None,
-    };
-    let settings = ExecSettings {
-        command: args.command,
-        env: args.env,
-        workdir: args.workdir,
-        user,
-        tty: args.terminal.tty,
-        interactive: args.terminal.interactive,
-    };
-    let process = resolve_exec(&base, &settings)?;
+    let process = exec_process(context, &container, &merged, (args, asked)).map_err(not_executed)?;
+    // Who may mount inside may have put the program there, where it cannot be seen from here.
+    let may_mount = process.capabilities.iter().any(|capability| capability.name() == "CAP_SYS_ADMIN");
+    if !may_mount {
+        program::check(&merged, &process, &container.spec.volumes, false).map_err(|refusal| {
+            let code = if refusal.is_not_found() { Code::CommandNotFound } else { Code::NotExecutable };
+            Failure::new(code, refusal).hint(RUNS_ON)
+        })?;
+    }
     let runtime = context.engine.runtime(container.spec.runtime.as_deref())?;
     let plan = ExecPlan { id: run.id.as_str(), process: &process, pid_file: None };
     match runtime.exec(&plan) {
@@ -484,7 +481,49 @@ pub fn exec(context: &Context, args: ExecArgs) -> Result<ExitCode> {
                 126 => Code::NotExecutable,
                 _ => Code::NotStarted,
             };
-            Err(Failure::from(failure).code(code))
+            Err(Failure::from(failure).code(code).hint(RUNS_ON))
         }
     }
+}
+
+/// Checks what can be checked without the container, as `run` does, and returns the user that is asked for.
+fn asked_user(args: &ExecArgs) -> Result<Option<UserSpec>> {
+    settings::check_workdir(args.workdir.as_deref())?;
+    args.user.as_deref().map(|text| settings::option("user", text.parse())).transpose()
+}
+
+/// Returns the process that is to run beside the container's own.
+fn exec_process(
+    context: &Context,
+    container: &Container,
+    merged: &Path,
+    (args, asked): (ExecArgs, Option<UserSpec>),
+) -> Result<Process> {
+    let run = container.phase.run();
+    let image = context.engine.image(run.map_or(&container.image, |run| &run.image))?.value;
+    let base_user = user::lookup(merged, &user_of(&container.spec, &image.config)?)?;
+    let hostname = hostname_of(&container.spec, &container.name);
+    // The base is what the container was started with; its command does not matter here, but there must be one.
+    let facts = ProcessFacts { user: base_user, hostname };
+    let base: Process = resolve(&container.spec, &image.config, Some(&args.command), &facts)?;
+    let base = bounded(base, &container.spec.cap_add, &capabilities::of_host())?;
+    let user = asked.map(|asked| user::lookup(merged, &asked)).transpose()?;
+    let settings = ExecSettings {
+        command: args.command,
+        env: args.env,
+        workdir: args.workdir,
+        user,
+        tty: args.terminal.tty,
+        interactive: args.terminal.interactive,
+    };
+    Ok(resolve_exec(&base, &settings)?)
+}
+
+/// Gives a failure without a code of its own the one of commands that were not started.
+fn not_executed(mut failure: Failure) -> Failure {
+    if failure.code == Code::Failed {
+        failure.code = Code::NotStarted;
+    }
+    failure.hint.get_or_insert_with(|| RUNS_ON.to_owned());
+    failure
 }

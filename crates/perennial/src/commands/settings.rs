@@ -10,7 +10,10 @@ use perennial_core::spec::{ContainerSpec, HealthCheck, Limits};
 use std::fmt::Display;
 
 /// Makes an option's failure name the option.
-fn option<T, E: Display>(name: &str, result: std::result::Result<T, E>) -> Result<T> {
+///
+/// # Errors
+/// As a mistake on the command line, where there was one.
+pub fn option<T, E: Display>(name: &str, result: std::result::Result<T, E>) -> Result<T> {
     result.map_err(|error| Failure::new(Code::Usage, format!("--{name}: {error}")))
 }
 
@@ -34,24 +37,15 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
     if let Some(user) = &args.user {
         option("user", user.parse::<process::UserSpec>())?;
     }
-    for setting in &args.env {
-        if !setting.contains('=') || setting.starts_with('=') {
-            return Err(Failure::new(Code::Usage, format!("--env: {setting:?} is not NAME=VALUE")));
-        }
-    }
-    if let Some(workdir) = &args.workdir
-        && !workdir.starts_with('/')
-    {
-        return Err(Failure::new(Code::Usage, format!("--workdir: {workdir:?} is not absolute")));
-    }
+    check_workdir(args.workdir.as_deref())?;
     Ok(ContainerSpec {
         command,
         entrypoint: args.entrypoint.clone().map(|program| vec![program]),
-        env: args.env.clone(),
+        env: env(&args.env)?,
         user: args.user.clone(),
         workdir: args.workdir.clone(),
         volumes,
-        hostname: args.hostname.clone(),
+        hostname: args.hostname.as_deref().map(|text| option("hostname", process::parse_hostname(text))).transpose()?,
         limits: Limits {
             memory_bytes: optional("memory", &args.memory, parse_memory_bytes)?,
             cpus_milli: optional("cpus", &args.cpus, parse_cpus_milli)?,
@@ -68,6 +62,31 @@ pub fn spec(args: &SettingsArgs, terminal: TerminalArgs, command: Vec<String>) -
         stop_signal: args.stop_signal.clone(),
         stop_timeout_s: args.stop_timeout,
     })
+}
+
+/// Returns environment settings with their values: those of this command's own environment where only a name is given.
+///
+/// # Errors
+/// Where one has no name, or its value is not UTF-8.
+pub fn env(typed: &[String]) -> Result<Vec<String>> {
+    let is_unspeakable = |name: &&String| matches!(std::env::var(name), Err(std::env::VarError::NotUnicode(_)));
+    if let Some(name) = typed.iter().filter(|text| !text.contains('=')).find(is_unspeakable) {
+        return Err(Failure::new(Code::Usage, format!("--env: the value of {name} in this environment is not UTF-8")));
+    }
+    option("env", process::env_from(typed, &|name| std::env::var(name).ok()))
+}
+
+/// Checks a working directory.
+///
+/// # Errors
+/// Where it is not absolute.
+pub fn check_workdir(workdir: Option<&str>) -> Result<()> {
+    match workdir {
+        Some(path) if !path.starts_with('/') => {
+            Err(Failure::new(Code::Usage, format!("--workdir: {path:?} is not absolute")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn health(args: &SettingsArgs) -> Result<Option<HealthCheck>> {

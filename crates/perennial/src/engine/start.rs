@@ -16,11 +16,11 @@ use perennial_core::container::{ConditionKind, Container, Event, Given, Phase, R
 use perennial_core::generations::{Generation, Queue};
 use perennial_core::id::{ContainerName, LayerId, RunId};
 use perennial_core::image::Image;
-use perennial_core::process::{Process, ProcessFacts, resolve, user_of};
+use perennial_core::process::{Process, ProcessFacts, bounded, hostname_of, resolve, user_of};
 use perennial_core::spec::ContainerSpec;
 use perennial_runtime::bundle::{self, BundlePlan, HostFacts};
 use perennial_runtime::mount::{self, OverlayPlan, Upper};
-use perennial_runtime::{cgroup, user, volumes};
+use perennial_runtime::{capabilities, cgroup, program, user, volumes};
 use perennial_store::root::{Lock, LockMode, Wait};
 use perennial_store::tree::{self, Data};
 use std::os::fd::AsFd as _;
@@ -63,9 +63,8 @@ const UNCHANGED: &str =
     "nothing has changed: the generations are as they were; `perennial rollback` goes to another one";
 
 impl PreparedRun {
-    /// The host name inside: the container's own name where its settings give none.
     fn hostname(&self) -> String {
-        self.spec.hostname.clone().unwrap_or_else(|| self.doc.value.name.to_string())
+        hostname_of(&self.spec, &self.doc.value.name)
     }
 }
 
@@ -238,7 +237,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks up what the process needs in the mounted tree.
+    /// Looks up what the process needs in the mounted tree, and whether its program can be executed there.
     ///
     /// # Errors
     /// Where the settings do not fit the tree; the caller undoes the start.
@@ -251,7 +250,17 @@ impl Engine {
         let user = user::lookup(&merged, &wanted).map_err(|error| not_started(error.into()))?;
         let command = (!command.is_empty()).then_some(command);
         let facts = ProcessFacts { user, hostname: prepared.hostname() };
-        resolve(&prepared.spec, &image.config, command, &facts).map_err(|error| not_started(error.into()))
+        let process = resolve(&prepared.spec, &image.config, command, &facts);
+        let process = process.map_err(|error| not_started(error.into()))?;
+        let process = bounded(process, &prepared.spec.cap_add, &capabilities::of_host());
+        let process = process.map_err(|error| not_started(error.into()))?;
+        // A program that the kernel refuses only when the container is there would count as a run that has ended.
+        let checked = program::check(&merged, &process, &prepared.spec.volumes, prepared.spec.init);
+        checked.map_err(|refusal| {
+            let code = if refusal.is_not_found() { Code::CommandNotFound } else { Code::NotExecutable };
+            Failure::new(code, refusal).hint(UNCHANGED)
+        })?;
+        Ok(process)
     }
 
     /// Connects the network and writes the bundle.
@@ -278,6 +287,7 @@ impl Engine {
             host: HostFacts {
                 swap_accounting: cgroup::has_swap_accounting(),
                 cgroup_v2: cgroup::version() == cgroup::CgroupVersion::V2,
+                recursive_read_only: bundle::has_recursive_read_only(),
             },
             network,
             volumes: &spec.volumes,
@@ -312,7 +322,12 @@ impl Engine {
         prepared.doc.value = prepared.doc.value.clone().step(event)?;
         let note = Note { from: run.origin, ..Note::new("start-failed", failure.one_line()) };
         self.save(&mut prepared.doc, Some(note))?;
-        self.release_run(&run.id, prepared.spec.runtime.as_deref())
+        self.release_run(&run.id, prepared.spec.runtime.as_deref())?;
+        // The run's own lock comes first. Nothing of the run is left that somebody could wait for it with.
+        for lock in prepared.locks.drain(..1.min(prepared.locks.len())) {
+            lock.remove_file();
+        }
+        Ok(())
     }
 }
 

@@ -109,8 +109,8 @@ pub struct ExecArgs {
     /// Terminal and input
     #[command(flatten)]
     pub terminal: TerminalArgs,
-    /// Set an environment variable
-    #[arg(long, short, value_name = "NAME=VALUE")]
+    /// Set an environment variable; NAME alone takes its value here, if it has one
+    #[arg(long, short, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
     /// User, as NAME, UID, NAME:GROUP or UID:GID
     #[arg(long, short, value_name = "USER")]

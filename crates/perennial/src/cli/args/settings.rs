@@ -52,8 +52,8 @@ pub struct SettingsArgs {
     /// Image to build on: a name or a digest
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
-    /// Set an environment variable
-    #[arg(long, short, value_name = "NAME=VALUE")]
+    /// Set an environment variable; NAME alone takes its value here, if it has one
+    #[arg(long, short, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
     /// User, as NAME, UID, NAME:GROUP or UID:GID
     #[arg(long, short, value_name = "USER")]
@@ -64,7 +64,7 @@ pub struct SettingsArgs {
     /// Show a host path inside; it is not part of the generations
     #[arg(long, short, value_name = "HOST:INSIDE[:ro]")]
     pub volume: Vec<String>,
-    /// Host name inside
+    /// Host name inside, 1 to 64 letters, digits, '-', '_' and '.' [default: the container's name]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Bound on memory, such as 512m
