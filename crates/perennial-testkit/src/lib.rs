@@ -26,6 +26,7 @@ pub mod image;
 pub mod kill;
 pub mod loopfs;
 pub mod model;
+pub mod netns;
 pub mod overlay;
 pub mod traps;
 pub mod tree;

@@ -3,6 +3,7 @@
 #![expect(clippy::indexing_slicing, reason = "helpers of tests act like the tests")]
 
 mod dockerd;
+mod guide;
 mod tls;
 
 use anyhow::{Context as _, Result, ensure};

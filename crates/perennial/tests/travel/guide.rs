@@ -3,45 +3,9 @@
 use crate::registry::Registry;
 use crate::stage::{Stage, box_tar};
 use anyhow::{Context as _, Result, ensure};
-use perennial_testkit::host::run;
+use perennial_testkit::netns::{ADDRESSES, Network};
 use std::path::Path;
-use std::process::{Command, Output};
-
-/// Two network namespaces joined by a cable. In the first a registry listens.
-struct Network {
-    names: [String; 2],
-}
-
-/// The machines' addresses.
-const ADDRESSES: [&str; 2] = ["10.199.7.1", "10.199.7.2"];
-
-impl Network {
-    fn new() -> Result<Self> {
-        let network = Self { names: ["one", "other"].map(|name| format!("pn{}-{name}", std::process::id())) };
-        for name in &network.names {
-            run(Command::new("ip").args(["netns", "add", name]))?;
-        }
-        let [one, other] = &network.names;
-        let cable = ["link", "add", "eth0", "netns", one, "type", "veth", "peer", "name", "eth0", "netns", other];
-        run(Command::new("ip").args(cable))?;
-        for (name, address) in network.names.iter().zip(ADDRESSES) {
-            run(Command::new("ip").args(["-n", name, "address", "add", &format!("{address}/24"), "dev", "eth0"]))?;
-            for link in ["lo", "eth0"] {
-                run(Command::new("ip").args(["-n", name, "link", "set", link, "up"]))?;
-            }
-        }
-        Ok(network)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for name in &self.names {
-            // The cable goes with the first.
-            drop(run(Command::new("ip").args(["netns", "del", name])));
-        }
-    }
-}
+use std::process::Output;
 
 /// Writes what differs from run to run as the guide does.
 fn normal(text: &str, address: &str, roots: [&str; 2]) -> String {
@@ -111,13 +75,8 @@ fn the_guide_moves_a_container_between_two_machines_as_it_says() -> Result<()> {
             // Somebody has brought it there.
             let (kept, brought) = (format!("{}/keys/vault.txt", roots[0]), "/root/vault.txt");
             let command = command.replace(brought, &kept);
-            // Not `ip netns exec`, which hides the cgroups.
-            let mut shell = Command::new("nsenter");
-            shell
-                .args([&format!("--net=/run/netns/{ns}"), "sh", "-c", &command])
-                .env("PATH", &path)
-                .env("PERENNIAL_ROOT", root);
-            let output = shell.output()?;
+            let mut shell = Network::command(ns, &["sh", "-c", &command]);
+            let output = shell.env("PATH", &path).env("PERENNIAL_ROOT", root).output()?;
             let key = if machine == "one" { "/var/lib/perennial/keys/vault.txt" } else { brought };
             let said = shown(&output).replace(&kept, key);
             played.push_str(&format!("{line}\n{}", normal(&said, &address, [&roots[0], &roots[1]])));
