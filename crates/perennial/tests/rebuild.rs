@@ -144,16 +144,21 @@ fn what_was_imported_after_the_last_copy_is_a_generation() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_layer_that_nobody_can_be_found_for_stays_until_it_is_let_go() -> Result<()> {
+/// A root that has lost its records, and an image with its copy; a layer of `web` lies on that.
+fn without_image() -> Result<(Stage, String)> {
     let stage = Stage::new()?;
     stage.ok(&["create", "web", "--image", "box"])?;
     stage.sh_ok("web", "echo 1 >/root/number")?;
     stage.quiet()?;
     let layer = texts(&stage.generation("web", 1)?, "/layers")?.remove(0);
-    // The image is lost with its record.
     forget_copies(&stage, "image-")?;
     lose_records(&stage)?;
+    Ok((stage, layer))
+}
+
+#[test]
+fn a_layer_that_nobody_can_be_found_for_stays_until_it_is_let_go() -> Result<()> {
+    let (stage, layer) = without_image()?;
     let made: Value = stage.json(&["doctor", "--rebuild"])?;
     let told = made["findings"].to_string();
     ensure!(told.contains(&layer) && told.contains("gc --held"), "{told}");
@@ -172,13 +177,7 @@ fn a_layer_that_nobody_can_be_found_for_stays_until_it_is_let_go() -> Result<()>
 
 #[test]
 fn what_is_held_goes_when_nobody_wants_it() -> Result<()> {
-    let stage = Stage::new()?;
-    stage.ok(&["create", "web", "--image", "box"])?;
-    stage.sh_ok("web", "echo 1 >/root/number")?;
-    stage.quiet()?;
-    let layer = texts(&stage.generation("web", 1)?, "/layers")?.remove(0);
-    forget_copies(&stage, "image-")?;
-    lose_records(&stage)?;
+    let (stage, layer) = without_image()?;
     stage.ok(&["doctor", "--rebuild"])?;
     let plan: Value = stage.json(&["gc", "--held", "--dry-run"])?;
     ensure!(plan.to_string().contains(&layer), "{plan}");

@@ -32,6 +32,16 @@ pub(crate) fn changed(here: &Stage, name: &str, script: &str) -> Result<String> 
     Ok(here.ok(&["run", name, "--", "sh", "-c", &format!("{script}; sha256sum /big")])?.out())
 }
 
+/// A registry that `web` was pushed to, the machine that has pushed it, and the sum of what is in it.
+fn pushed() -> Result<(Registry, Stage, String)> {
+    let registry = Registry::start()?;
+    let here = linked(&registry.address())?;
+    here.ok(&["create", "web", "--image", "box"])?;
+    let sum = changed(&here, "web", BIG)?;
+    here.ok(&["push", "web"])?;
+    Ok((registry, here, sum))
+}
+
 #[test]
 fn contents_of_an_image_that_is_left_behind_are_sent_where_generations_need_them() -> Result<()> {
     let registry = Registry::start()?;
@@ -120,11 +130,7 @@ fn a_pack_that_the_registry_has_lost_is_sent_again_by_the_next_push() -> Result<
 
 #[test]
 fn what_is_damaged_in_the_registry_is_replaced_by_a_whole_push() -> Result<()> {
-    let registry = Registry::start()?;
-    let here = linked(&registry.address())?;
-    here.ok(&["create", "web", "--image", "box"])?;
-    let sum = changed(&here, "web", BIG)?;
-    here.ok(&["push", "web"])?;
+    let (registry, here, sum) = pushed()?;
     for number in [0, 1] {
         let blob = by_length(&registry)?.remove(number);
         let mut bytes = fs::read(&blob)?;
@@ -227,11 +233,7 @@ fn what_is_lost_with_a_record_is_named() -> Result<()> {
 
 #[test]
 fn an_image_whose_record_the_registry_has_lost_is_sent_again_by_the_next_push() -> Result<()> {
-    let registry = Registry::start()?;
-    let here = linked(&registry.address())?;
-    here.ok(&["create", "web", "--image", "box"])?;
-    let sum = changed(&here, "web", BIG)?;
-    here.ok(&["push", "web"])?;
+    let (registry, here, sum) = pushed()?;
     let digest = crate::stage::text(&here.inspect("web")?, "/image")?.trim_start_matches("sha256:").to_owned();
     fs::remove_file(registry.parcel(&format!("team/perennial-images/{digest}"), "image")?)?;
     empty_linked(&registry.address())?.refused_with(&["pull", "web"], 6, &["record is lost"])?;
@@ -241,11 +243,7 @@ fn an_image_whose_record_the_registry_has_lost_is_sent_again_by_the_next_push() 
 
 #[test]
 fn a_pack_that_was_cut_short_in_the_registry_is_sent_again_by_the_next_push() -> Result<()> {
-    let registry = Registry::start()?;
-    let here = linked(&registry.address())?;
-    here.ok(&["create", "web", "--image", "box"])?;
-    let sum = changed(&here, "web", BIG)?;
-    here.ok(&["push", "web"])?;
+    let (registry, here, sum) = pushed()?;
     for number in [0, 1] {
         let path = by_length(&registry)?.remove(number);
         fs::File::options().write(true).open(&path)?.set_len(path.metadata()?.len() - 1000)?;
