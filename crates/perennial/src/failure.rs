@@ -1,5 +1,6 @@
 //! How a command fails: what is wrong, what to do about it, and the exit code.
 
+use perennial_core::process::ExecRefusal;
 use std::fmt;
 
 /// Exit codes of the command; they are documented in `docs/guide/commands.md` and in `--help`.
@@ -178,6 +179,9 @@ fn classify(error: &anyhow::Error) -> (Code, Option<String>) {
     if error.chain().any(is_damaged_content) {
         let hint = "`perennial verify --full` says which generations that touches and where to go back to";
         return (Code::Damaged, Some(hint.into()));
+    }
+    if let Some(refusal) = error.chain().find_map(|cause| cause.downcast_ref::<ExecRefusal>()) {
+        return (if refusal.is_not_found() { Code::CommandNotFound } else { Code::NotExecutable }, None);
     }
     classify_others(error)
 }

@@ -466,10 +466,8 @@ pub fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     // Who may mount inside may have put the program there, where it cannot be seen from here.
     let may_mount = process.capabilities.iter().any(|capability| capability.name() == "CAP_SYS_ADMIN");
     if !may_mount {
-        program::check(&merged, &process, &container.spec.volumes, false).map_err(|refusal| {
-            let code = if refusal.is_not_found() { Code::CommandNotFound } else { Code::NotExecutable };
-            Failure::new(code, refusal).hint(RUNS_ON)
-        })?;
+        let checked = program::check(&merged, &process, &container.spec.volumes, false);
+        checked.map_err(|refusal| Failure::from(refusal).hint(RUNS_ON))?;
     }
     let runtime = context.engine.runtime(container.spec.runtime.as_deref())?;
     let plan = ExecPlan { id: run.id.as_str(), process: &process, pid_file: None };

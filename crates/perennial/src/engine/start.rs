@@ -256,10 +256,7 @@ impl Engine {
         let process = process.map_err(|error| not_started(error.into()))?;
         // A program that the kernel refuses only when the container is there would count as a run that has ended.
         let checked = program::check(&merged, &process, &prepared.spec.volumes, prepared.spec.init);
-        checked.map_err(|refusal| {
-            let code = if refusal.is_not_found() { Code::CommandNotFound } else { Code::NotExecutable };
-            Failure::new(code, refusal).hint(UNCHANGED)
-        })?;
+        checked.map_err(|refusal| Failure::from(refusal).hint(UNCHANGED))?;
         Ok(process)
     }
 
@@ -323,9 +320,9 @@ impl Engine {
         let note = Note { from: run.origin, ..Note::new("start-failed", failure.one_line()) };
         self.save(&mut prepared.doc, Some(note))?;
         self.release_run(&run.id, prepared.spec.runtime.as_deref())?;
-        // The run's own lock comes first. Nothing of the run is left that somebody could wait for it with.
-        for lock in prepared.locks.drain(..1.min(prepared.locks.len())) {
-            lock.remove_file();
+        // Nothing of the run is left that somebody could wait for its lock, the first, with.
+        if !prepared.locks.is_empty() {
+            prepared.locks.remove(0).remove_file();
         }
         Ok(())
     }
